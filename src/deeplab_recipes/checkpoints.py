@@ -1,0 +1,172 @@
+"""Checkpoints: written whole or not at all, and readable without running code from the file."""
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+FORMAT_VERSION = 1
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and then renames, so that an earlier checkpoint survives a full disk or a kill."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            OSError: if it cannot be written; the message names the cause and what is still there.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            kept = f"the earlier {target} is unharmed" if target.exists() else "there was none before"
+            raise OSError(
+                f"cannot save the checkpoint {target}: {_reason(error)}; {kept}. Free space or choose another run_dir, "
+                f"then go on with resume=auto run_dir={target.parent.parent}"
+            ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """torch hides the system's reason behind an error of its own while it closes the file."""
+    chain: list[BaseException] = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(earlier)
+    system = [e for e in chain if isinstance(e, OSError) and e.strerror]
+    return system[-1].strerror if system else str(error)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of this package onto the CPU; no code from the file is run.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no checkpoint, one of another program, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is no checkpoint that can be read safely ({reason[:160]})") from None
+    card = checkpoint.get("deeplab") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(card, Mapping) or "format_version" not in card:
+        raise ValueError(f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry")
+    if card["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format {card['format_version']}, this version reads up to {FORMAT_VERSION}; "
+            "install a newer deeplab-recipes"
+        )
+    return checkpoint
+
+
+def require_same_task(path: str | Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Check that a checkpoint's card fits this run's classes and model.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    if list(theirs["classes"]) != list(ours["classes"]):
+        raise ValueError(
+            f"{path} was trained on other classes: {_difference(theirs['classes'], ours['classes'])}. Resume with the "
+            "data it was trained on, or start a new run"
+        )
+    for key, value in ours["model"].items():
+        if theirs["model"].get(key) != value:
+            raise ValueError(
+                f"{path} holds another model: model.{key} is {theirs['model'].get(key)!r} there and {value!r} here"
+            )
+
+
+def _difference(theirs: list[str], ours: list[str]) -> str:
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} there ({', '.join(theirs[:4])}, ...), {len(ours)} here ({', '.join(ours[:4])}, ...)"
+    i = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f"class {i} is {theirs[i]!r} there and {ours[i]!r} here"
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or weight that is NaN or infinite.
+
+    Args:
+        step: the step (0-based) in which it came up.
+        message: what was found.
+    """
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
+
+
+class Checkpoints(pl.Callback):
+    """Saves last.ckpt after every evaluation, and best.ckpt whenever the mean IoU is the highest so far.
+
+    Args:
+        folder: where they go.
+
+    Raises:
+        NonFiniteError: in training, instead of saving weights that are not finite.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.last, self.best = Path(folder) / "last.ckpt", Path(folder) / "best.ckpt"
+        self.best_evaluation: dict[str, Any] = {}
+        self.evaluated_step = self.saved_step = -1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, and note whether these weights are the best."""
+        self.evaluated_step = trainer.global_step
+        better = pl_module.evaluation["miou"] > self.best_evaluation.get("miou", -1.0)
+        if better:
+            self.best_evaluation = dict(pl_module.evaluation)
+        if trainer.state.fn == "fit":
+            self._save(trainer)
+        if better and trainer.is_global_zero:
+            _link(self.last, self.best)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end, where the last evaluation was earlier."""
+        if self.saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        norms = torch._foreach_norm([p.detach() for p in trainer.lightning_module.parameters()])
+        if not torch.stack(norms).isfinite().all():
+            step = trainer.global_step
+            raise NonFiniteError(step - 1, f"the weights are not finite after step {step}")
+        trainer.save_checkpoint(self.last)
+        self.saved_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what goes into the checkpoint itself."""
+        return {"best_evaluation": self.best_evaluation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.best_evaluation = state_dict["best_evaluation"]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name (no second copy on disk: the first is only ever replaced, never written to)."""
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        temporary.write_bytes(source.read_bytes())
+    temporary.replace(target)

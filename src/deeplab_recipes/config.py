@@ -1,0 +1,207 @@
+"""Settings: YAML to objects. Every key is known or refused, and nothing is built before all keys are.
+
+A section with `_target_` names a callable of this package or of the libraries it stands on; the other keys are its
+arguments. With `_partial_: true` the callable is prepared rather than called.
+"""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+MISSING = "???"  # what a mandatory setting holds until it is given
+ALLOWED_PACKAGES = ("deeplab_recipes", "torch", "torchvision", "pytorch_lightning", "torchmetrics")
+# Settings that say where and how fast, not what: a change of these is no deviation from a published result.
+NEUTRAL = (
+    "name", "run_dir", "resume", "pictures", "logger", "published", "plan", "data.root", "data.workers", "data.check_samples",
+    "evaluate_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.log_every",
+    "trainer.progress", "trainer.precision", "trainer.deterministic",
+)  # fmt: skip
+
+
+def yamls_folder() -> Path:
+    """Return the folder of the YAMLs: inside an installed package, or beside src/ in a checkout."""
+    here = Path(__file__).parent
+    installed = here / "yamls"
+    return installed if installed.is_dir() else here.parents[1] / "yamls"
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """Return the callable that a `_target_` names.
+
+    Raises:
+        ValueError: if it is outside the allowed packages or does not exist.
+    """
+    package = target.split(".")[0]
+    if package not in ALLOWED_PACKAGES:
+        raise ValueError(f"_target_ {target} is outside the packages that may be named: {', '.join(ALLOWED_PACKAGES)}")
+    module_name, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"_target_ {target} does not exist ({error})") from None
+
+
+def build(section: Any, path: str) -> Any:
+    """Turn a section of plain containers into what its `_target_`s make; other values pass as they are.
+
+    Args:
+        section: plain containers.
+        path: the section's name, for messages.
+
+    Raises:
+        ValueError: for an unknown or missing argument; names the key, the valid ones and the closest.
+    """
+    if isinstance(section, Mapping):
+        values = {key: build(value, f"{path}.{key}") for key, value in section.items() if not key.startswith("_")}
+        if "_target_" not in section:
+            return values
+        prepared = section.get("_partial_", False)
+        function = locate(section["_target_"])
+        check_arguments(function, values, path, complete=not prepared)
+        return partial(function, **values) if prepared else function(**values)
+    if isinstance(section, list):
+        return [build(value, f"{path}[{i}]") for i, value in enumerate(section)]
+    return section
+
+
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], path: str, *, complete: bool) -> None:
+    """Compare keys with a callable's arguments.
+
+    Raises:
+        ValueError: for a key that the callable does not take, or (if `complete`) one that it needs and lacks.
+    """
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in values:
+        if key not in parameters:
+            raise ValueError(f"unknown setting {path}.{key}; {suggestion(key, parameters)}")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in values and n != "self"]
+    if complete and missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+
+
+def suggestion(key: str, valid: Iterable[str]) -> str:
+    """Return "did you mean X? Valid are ..." for a name that does not exist."""
+    names = list(valid)
+    close = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}Valid are {', '.join(names)}"
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as {"a.b.c": value}; lists count as values."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat.update(leaves(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value})
+    return flat
+
+
+def differences(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the leaves, beyond neutral ones, in which a run differs from its recipe: name -> (recipe's, run's)."""
+    then, now = leaves(recipe), leaves(run)
+    return {
+        key: (then.get(key), now.get(key))
+        for key in {**then, **now}
+        if then.get(key) != now.get(key) and not any(key == n or key.startswith(f"{n}.") for n in NEUTRAL)
+    }
+
+
+def explain_override(message: str, known: Sequence[str], groups: Sequence[str]) -> str:
+    """Turn Hydra's message about an override into one that names the closest valid key."""
+    match = re.search(r"Could not override '([^']+)'", message) or re.search(r"Key '([^']+)' is not in struct", message)
+    if match:
+        return f"unknown setting {match[1]}; {_closest(match[1], known)}"
+    match = re.search(r"Could not find '([^']+)'", message) or re.search(r"In '[^']+': (.*)", message)
+    if match:
+        return f"there is no {match[1]}; {_closest(match[1], groups)}"
+    return message.strip().splitlines()[0]
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else "see --cfg job for all settings, --help for the groups"
+
+
+DATA_SETTINGS = ("batch_size", "evaluate_batch_size", "protocol")
+
+
+def build_parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Build every section of the settings; sections that need others first stay callables.
+
+    Raises:
+        ValueError: for an unknown key in any section.
+    """
+    from deeplab_recipes.planning import Published
+
+    parts = {key: build(value, key) for key, value in values.items()}
+    if values["published"]:
+        check_arguments(Published, values["published"], "published", complete=True)
+        parts["published"] = Published(**values["published"])
+    return parts
+
+
+def require_data_root(values: Mapping[str, Any]) -> None:
+    """Raise ValueError where no folder of data is named."""
+    if values["data"]["root"] == MISSING:
+        raise ValueError("data.root is not set; say where the data set is: data.root=DIR")
+
+
+def assemble(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]) -> Any:
+    """Build a `training.Run` from all settings.
+
+    Raises:
+        ValueError, OSError: for a setting or data that cannot work; before anything is trained.
+    """
+    from deeplab_recipes.training import Run
+
+    require_data_root(values)
+    parts = build_parts({key: value for key, value in values.items() if key != "resume"})
+    data = parts.pop("data")
+    shared = {key: parts.pop(key) for key in DATA_SETTINGS}
+    check_arguments(Run, parts, "settings", complete=False)
+    return Run(**parts, data=data(**shared, seed=values["seed"]), overrides=overrides)
+
+
+def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]) -> str:
+    """Work out the text of a plan from all settings; needs neither data nor weights.
+
+    Raises:
+        ValueError: for a setting that cannot work.
+    """
+    from deeplab_recipes.planning import describe
+
+    values = dict(values)
+    measure = values.pop("measure")
+    weights = values["model"].get("backbone_weights")
+    parts = build_parts({**values, "model": {**values["model"], "backbone_weights": None}})
+    return describe(
+        name=values["name"],
+        model=parts["model"](num_classes=len(parts["data"].keywords["source"].func.classes)),
+        backbone_weights=weights,
+        crop=tuple(values["data"]["crop_size"]),
+        training_images=_training_images(parts),
+        batch_size=values["batch_size"],
+        microbatch_size=values["microbatch_size"],
+        trainer=parts["trainer"],
+        published=parts["published"],
+        overrides=overrides,
+        normalize=parts["loss"].normalize,
+        measure=measure,
+    )
+
+
+def _training_images(parts: Mapping[str, Any]) -> int:
+    """Count the training images on disk; without data, take the published number."""
+    data = parts["data"].keywords
+    if data["root"] != MISSING and Path(data["root"]).exists():
+        return len(data["source"](data["root"]).pairs("train"))
+    if parts["published"] is None:
+        raise ValueError(f"data.root={data['root']} is not there, so the training images cannot be counted")
+    return parts["published"].training_images

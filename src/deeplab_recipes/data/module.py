@@ -1,0 +1,232 @@
+"""The data module: a source, its transforms, and loaders for any number of devices."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from deeplab_recipes.data.check import check_pairs
+from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
+from deeplab_recipes.data.device import normalize, prepare
+from deeplab_recipes.data.sampler import EvaluationSampler, TrainingSampler
+from deeplab_recipes.data.sources.base import Source
+from deeplab_recipes.data.transforms import (
+    MEAN,
+    PIPELINES,
+    STD,
+    EvaluationTransform,
+    Photometric,
+    Pipeline,
+    TrainingTransform,
+)
+
+
+class SegmentationDataModule(pl.LightningDataModule):
+    """Training and evaluation batches of a data source.
+
+    A training batch is {"image" (B, 3, H, W) normalised floats, "label" (B, H, W) uint8, "index" (B,), "corrupt" (B,)}
+    on the device, B being this device's share of the global batch; an evaluation batch is a list of such, one for
+    each image size.
+
+    Args:
+        source: called with `root`, gives the data set.
+        root: folder of the data.
+        batch_size: GLOBAL training batch.
+        evaluate_batch_size: images per device in evaluation.
+        pipeline: "square" or "keep_ratio", the training transform (see `data.transforms`).
+        crop_size: (height, width) of training samples.
+        base_size: size at scale 1, as the pipeline reads it.
+        scale_range, max_class_share, flip: see `TrainingTransform`.
+        photometric: whose colour changes, "square", "keep_ratio" or "none".
+        protocol: evaluation protocol, "square" or "keep_ratio".
+        evaluate_sizes: the size of each protocol, as `EvaluationTransform` reads it.
+        mean, std: normalisation, in levels of 0..255.
+        workers: loader processes per device, or "auto".
+        check_samples: pairs decoded before training starts, spread over each part; 0 looks at none.
+        on_corrupt: "raise" or "skip", see `SegmentationDataset`.
+        seed: of order and draws.
+
+    Raises:
+        ValueError, FileNotFoundError: for settings or data that cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[str], Source],
+        root: str | Path,
+        *,
+        batch_size: int,
+        crop_size: Sequence[int],
+        base_size: Sequence[int],
+        evaluate_sizes: Mapping[str, Sequence[int]],
+        evaluate_batch_size: int = 1,
+        pipeline: Pipeline = "square",
+        protocol: Pipeline = "square",
+        photometric: Photometric = "none",
+        scale_range: Sequence[float] = (0.5, 2.0),
+        max_class_share: float = 0.75,
+        flip: float = 0.5,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        workers: int | str = "auto",
+        check_samples: int = 64,
+        on_corrupt: OnCorrupt = "raise",
+        seed: int = 17,
+    ):
+        super().__init__()
+        _require("data.pipeline", pipeline, PIPELINES)
+        _require("data.photometric", photometric, (*PIPELINES, "none"))
+        _require("data.on_corrupt", on_corrupt, ("raise", "skip"))
+        self.root = Path(root)
+        self.source = source(str(root))
+        self.batch_size, self.evaluate_batch_size = batch_size, evaluate_batch_size
+        self.photometric, self.protocol, self.seed = photometric, protocol, seed
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.workers, self.check_samples, self.on_corrupt = workers, check_samples, on_corrupt
+        self.training_transform = TrainingTransform(
+            pipeline=pipeline,
+            crop_size=_size("data.crop_size", crop_size),
+            base_size=_size("data.base_size", base_size),
+            scale_range=_range("data.scale_range", scale_range),
+            max_class_share=_fraction("data.max_class_share", max_class_share),
+            flip=_fraction("data.flip", flip),
+            photometric=photometric,
+        )
+        self.evaluate_sizes = {
+            _require("data.evaluate_sizes", name, PIPELINES): _size(f"data.evaluate_sizes.{name}", size)
+            for name, size in evaluate_sizes.items()
+        }
+        _require("protocol", protocol, tuple(self.evaluate_sizes))
+        self.evaluation_transform = EvaluationTransform(protocol, self.evaluate_sizes[protocol])
+        self._datasets: dict[str, SegmentationDataset] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the source."""
+        return len(self.source.classes)
+
+    def dataset(self, split: str, *, training: bool) -> SegmentationDataset:
+        """Return a part with the training or the evaluation transform; made once."""
+        key = f"{split}:{training}"
+        if key not in self._datasets:
+            transform = self.training_transform if training else self.evaluation_transform
+            self._datasets[key] = SegmentationDataset(
+                self.source, split, transform, seed=self.seed, on_corrupt=self.on_corrupt
+            )
+        return self._datasets[key]
+
+    def check(self) -> None:
+        """Look for data that training would stumble over: quick, before the first step.
+
+        Raises:
+            ValueError: names the first file that cannot be used, and why.
+        """
+        for split, training in (("train", True), ("validation", False)):
+            dataset = self.dataset(split, training=training)
+            check_pairs(dataset.pairs, dataset.table, samples=self.check_samples, on_corrupt=self.on_corrupt)
+
+    def sampler(self, *, rank: int = 0, world_size: int = 1, start: int = 0) -> TrainingSampler:
+        """Return the order of training samples of one device."""
+        size = len(self.dataset("train", training=True))
+        return TrainingSampler(
+            size, self.batch_size, seed=self.seed, rank=rank, world_size=world_size, start=start
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Return this device's loader; a resumed run goes on after the last batch it took."""
+        rank, world_size, step = self._place()
+        sampler = self.sampler(rank=rank, world_size=world_size)
+        sampler.start = step % sampler.steps_per_epoch
+        dataset = self.dataset("train", training=True)
+        share = self.batch_size // world_size
+        return self._loader(dataset, sampler, batch_size=share, collate_fn=collate, persistent_workers=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return this device's loader over the validation part."""
+        return self.evaluation_dataloader("validation")
+
+    def evaluation_dataloader(self, split: str) -> DataLoader:
+        """Return this device's loader over a part, every image once over all devices."""
+        rank, world_size, _ = self._place()
+        dataset = self.dataset(split, training=False)
+        sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
+        return self._loader(dataset, sampler, batch_size=self.evaluate_batch_size, collate_fn=collate_by_size)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change colours and normalise on the device."""
+        if isinstance(batch, list):
+            return [{**part, "image": self.normalize(part["image"])} for part in batch]
+        images = prepare(
+            batch["image"],
+            content=batch["content"],
+            colour=batch["colour"],
+            photometric=self.photometric,
+            mean=self.mean,
+            std=self.std,
+        )
+        return {"image": images, **{key: batch[key] for key in ("label", "index", "corrupt")}}
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise (B, 3, H, W) uint8 for the model."""
+        return normalize(images, mean=self.mean, std=self.std)
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over classes and the names and sizes of all files of both parts."""
+        digest = hashlib.sha256("\n".join(self.source.classes).encode())
+        for split, training in (("train", True), ("validation", False)):
+            for pair in self.dataset(split, training=training).pairs:
+                for path in (pair.image, pair.label):
+                    digest.update(f"{split}/{path.name}:{path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def _place(self) -> tuple[int, int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size, trainer.global_step) if trainer else (0, 1, 0)
+
+    def _loader(self, dataset: SegmentationDataset, sampler: Any, *, persistent_workers: bool = False, **options: Any) -> DataLoader:
+        workers = self._worker_count()
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=persistent_workers and workers > 0,
+            **options,
+        )
+
+    def _worker_count(self) -> int:
+        if self.workers != "auto":
+            return int(self.workers)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_devices = self.trainer.num_devices if self.trainer else 1
+        return min(8, max(1, cores // local_devices))
+
+
+def _require(setting: str, value: Any, valid: Sequence[str]) -> Any:
+    if value not in valid:
+        raise ValueError(f"{setting} is {value!r}; valid are {', '.join(valid)}")
+    return value
+
+
+def _size(setting: str, value: Sequence[int]) -> tuple[int, int]:
+    if len(value) != 2 or any(int(v) != v or v < 33 for v in value):
+        raise ValueError(f"{setting} is {list(value)}; it takes two whole numbers of at least 33, like [512,512]")
+    return int(value[0]), int(value[1])
+
+
+def _range(setting: str, value: Sequence[float]) -> tuple[float, float]:
+    if len(value) != 2 or not 0 < value[0] <= value[1]:
+        raise ValueError(f"{setting} is {list(value)}; it takes two numbers 0 < low <= high, like [0.5,2.0]")
+    return float(value[0]), float(value[1])
+
+
+def _fraction(setting: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{setting} is {value}; it must be in [0, 1]")
+    return float(value)

@@ -1,0 +1,85 @@
+"""Which sample a step sees: a function of seed, epoch and step alone, whatever the number of devices or workers."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+NOTHING = -1  # index of the blank sample that evens out the ranks in evaluation; it counts nowhere
+
+
+class Draw(NamedTuple):
+    """What a worker needs to make a training sample: its draws follow from (seed, epoch, index)."""
+
+    epoch: int
+    index: int
+
+
+class TrainingSampler(Sampler[Draw]):
+    """This rank's slice of every global batch of an epoch, in order; the last incomplete global batch is dropped.
+
+    Global batch b of an epoch is permutation[b * batch_size : (b + 1) * batch_size], and rank r takes the r-th part.
+
+    Args:
+        size: number of training samples.
+        batch_size: global batch size.
+        seed: of the permutations.
+        rank, world_size: this device and their number.
+        start: batches of the first epoch iterated that are done already (when a run goes on in mid-epoch).
+
+    Raises:
+        ValueError: if the batch is larger than the set or not divisible by the world size.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1, start: int = 0
+    ):
+        if batch_size > size:
+            raise ValueError(f"batch_size={batch_size} is larger than the training part ({size} samples)")
+        if batch_size % world_size:
+            raise ValueError(f"batch_size={batch_size} is not divisible by {world_size} devices")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size, self.start = rank, world_size, start
+        self.epoch = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches in a whole epoch."""
+        return self.size // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to iterate next; Lightning calls this."""
+        self.epoch = epoch
+
+    def global_batch(self, epoch: int, batch: int) -> list[int]:
+        """Return the sample indices of a global batch, in rank order."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * (self.batch_size // self.world_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        start, self.start = self.start, 0
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        whole = order[: self.steps_per_epoch * self.batch_size].reshape(-1, self.world_size, self.batch_size // self.world_size)
+        for index in whole[start:, self.rank].ravel().tolist():
+            yield Draw(self.epoch, index)
+
+
+class EvaluationSampler(Sampler[int]):
+    """Every sample exactly once over all ranks: rank r takes r, r + world_size, ...
+
+    Ranks that come up short get `NOTHING`, so that all take the same number of steps.
+    """
+
+    def __init__(self, size: int, *, rank: int = 0, world_size: int = 1):
+        self.size, self.rank, self.world_size = size, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.size // self.world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        for index in range(self.rank, len(self) * self.world_size, self.world_size):
+            yield index if index < self.size else NOTHING

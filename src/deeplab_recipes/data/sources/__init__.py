@@ -1,0 +1,6 @@
+"""Data sets on disk."""
+
+from deeplab_recipes.data.sources.ade20k import ADE20k
+from deeplab_recipes.data.sources.camvid import CamVid
+
+__all__ = ["ADE20k", "CamVid"]

@@ -1,0 +1,78 @@
+"""What a data source is: pairs of image and label files, class names, colours and a label encoding."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One photograph and its labels, as files."""
+
+    image: Path
+    label: Path
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set on disk. `table` maps stored label values to classes, see `data.labels`."""
+
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    table: np.ndarray
+
+    def pairs(self, split: str) -> list[Pair]:
+        """Return the pairs of a part ("train" or "validation") in a fixed order."""
+        ...
+
+
+def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = (".jpg",)) -> list[Pair]:
+    """Pair the pictures of two folders by file stem, in the order of their names.
+
+    Raises:
+        FileNotFoundError: if a folder is missing or holds no picture.
+        ValueError: if an image has no label or a label no image; names the first ones.
+    """
+    suffixes = {s.lower() for s in image_suffixes}
+    found_images = {p.stem: p for p in _files(images) if p.suffix.lower() in suffixes}
+    found_labels = {p.stem: p for p in _files(labels) if p.suffix.lower() == ".png"}
+    if not found_images:
+        raise FileNotFoundError(f"{images} holds no image ({', '.join(sorted(suffixes))}); check data.root")
+    _refuse_unpaired(found_images, found_labels, "image", "label", labels)
+    _refuse_unpaired(found_labels, found_images, "label", "image", images)
+    return [Pair(found_images[stem], found_labels[stem]) for stem in sorted(found_images)]
+
+
+def require_folder(root: Path, *, layout: str) -> Path:
+    """Return `root` if it is a folder, else raise FileNotFoundError that shows the expected layout."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root={root} is not a folder; expected {layout}")
+    return root
+
+
+def require_split(split: str, folders: dict[str, str]) -> str:
+    """Return the folder name of a part, or raise ValueError that names the valid parts."""
+    if split not in folders:
+        raise ValueError(f"split is {split!r}; valid are {', '.join(folders)}")
+    return folders[split]
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; check data.root")
+    return [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+
+
+def _refuse_unpaired(have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path) -> None:
+    alone = sorted(have.keys() - want.keys())
+    if alone:
+        names = ", ".join(have[stem].name for stem in alone[:3])
+        raise ValueError(
+            f"{len(alone)} of {len(have)} {what}s have no {partner} in {where}: {names}"
+            f"{', ...' if len(alone) > 3 else ''}; add the missing files or move these away"
+        )

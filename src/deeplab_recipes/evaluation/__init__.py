@@ -1,0 +1,1 @@
+"""Evaluation protocols and what is drawn from their results."""

@@ -1,0 +1,92 @@
+"""Pictures of results: photograph, truth and prediction side by side, with a legend."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from deeplab_recipes.data.labels import IGNORE
+
+Colour = tuple[int, int, int]
+IGNORE_COLOUR: Colour = (255, 255, 255)
+MARGIN = 8
+LINE = 20
+TEXT: Colour = (30, 30, 30)
+
+
+def colourise(labels: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:
+    """Return labels (H, W) as colours (H, W, 3) uint8; 255 becomes white."""
+    table = np.empty((256, 3), np.uint8)
+    table[:] = IGNORE_COLOUR
+    table[: len(palette)] = palette
+    return table[labels]
+
+
+def comparison(
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    classes: Sequence[str],
+    palette: Sequence[Colour],
+    scale: int = 1,
+) -> Image.Image:
+    """Draw image (H, W, 3), truth (H, W) and prediction (H, W) in a row, and a legend of the classes that occur.
+
+    Args:
+        image, truth, prediction: uint8, of one size.
+        classes, palette: names and colours by class number.
+        scale: whole factor by which the pictures are enlarged.
+    """
+    shown = np.where(truth == IGNORE, IGNORE, prediction).astype(np.uint8)
+    panels = [("image", image), ("truth", colourise(truth, palette)), ("prediction", colourise(shown, palette))]
+    height, width = truth.shape[0] * scale, truth.shape[1] * scale
+    total = 3 * width + 4 * MARGIN
+    present = sorted({*np.unique(truth).tolist(), *np.unique(shown).tolist()} - {IGNORE})
+    legend = _legend(present, classes, palette, total - 2 * MARGIN, ignored=bool((truth == IGNORE).any()))
+    canvas = Image.new("RGB", (total, LINE + height + legend.height + 3 * MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (title, pixels) in enumerate(panels):
+        left = MARGIN + i * (width + MARGIN)
+        draw.text((left, MARGIN // 2), title, fill=TEXT, font=_font())
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(resized, (left, LINE + MARGIN // 2))
+    canvas.paste(legend, (MARGIN, LINE + height + 2 * MARGIN))
+    return canvas
+
+
+def _legend(
+    present: list[int], classes: Sequence[str], palette: Sequence[Colour], width: int, *, ignored: bool
+) -> Image.Image:
+    """Draw swatches and names, wrapped to `width` pixels."""
+    entries = [(classes[c], tuple(palette[c])) for c in present]
+    if ignored:
+        entries.append(("not labelled", IGNORE_COLOUR))
+    places, x, y = [], 0, 0
+    for name, _ in entries:
+        length = 18 + int(_font().getlength(name)) + 14
+        if x and x + length > width:
+            x, y = 0, y + LINE
+        places.append((x, y))
+        x += length
+    canvas = Image.new("RGB", (width, y + LINE), "white")
+    draw = ImageDraw.Draw(canvas)
+    for (left, top), (name, colour) in zip(places, entries, strict=True):
+        draw.rectangle((left, top + 3, left + 12, top + 15), fill=colour, outline=(120, 120, 120))
+        draw.text((left + 18, top + 2), name, fill=TEXT, font=_font())
+    return canvas
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures under each other."""
+    width = max(p.width for p in pictures)
+    canvas = Image.new("RGB", (width, sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
+    return canvas
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=12)

@@ -1,0 +1,74 @@
+"""From a checkpoint to labels: the photograph in, classes out, all sizes and constants read from the checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deeplab_recipes.checkpoints import load_checkpoint
+from deeplab_recipes.data.device import normalize
+from deeplab_recipes.data.transforms import resize_image, resized_size
+from deeplab_recipes.model import build_deeplab
+from deeplab_recipes.module import resize_logits
+
+
+class Predictor:
+    """Labels photographs with a trained model.
+
+    Args:
+        model: the network, logits (B, C, H, W) from normalised images.
+        card: the checkpoint's card: classes, palette, protocol, evaluate_sizes, mean, std.
+        device: where to run.
+    """
+
+    def __init__(self, model: nn.Module, card: dict[str, Any], *, device: str | torch.device = "cpu"):
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.card = card
+        self.classes: tuple[str, ...] = tuple(card["classes"])
+        self.palette: tuple[tuple[int, int, int], ...] = tuple(tuple(colour) for colour in card["palette"])
+
+    @torch.inference_mode()
+    def logits(self, image: np.ndarray) -> Tensor:
+        """Return logits (C, H, W) at the size of the image (H, W, 3) uint8 RGB.
+
+        Raises:
+            ValueError: for an image of another shape or type.
+        """
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"an image must be (H, W, 3) uint8 RGB; this one is {image.shape} {image.dtype}")
+        protocol, size = self.card["protocol"], image.shape[:2]
+        target = resized_size(protocol, size, tuple(self.card["evaluate_sizes"][protocol]))
+        pixels = np.ascontiguousarray(resize_image(image, target, protocol))
+        batch = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).unsqueeze(0)
+        logits = self.model(normalize(batch, mean=self.card["mean"], std=self.card["std"]))
+        return resize_logits(logits, size)[0]
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return labels (H, W) uint8 of an image (H, W, 3) uint8 RGB."""
+        return self.logits(image).argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def load_predictor(
+    checkpoint: str | Path, *, device: str | torch.device = "cpu", output_stride: int | None = None
+) -> Predictor:
+    """Load a checkpoint of this package for prediction.
+
+    Args:
+        checkpoint: the file.
+        device: where to run.
+        output_stride: another one than the model was trained with; None keeps it.
+
+    Raises:
+        FileNotFoundError, ValueError: if it cannot be read, see `load_checkpoint`.
+    """
+    content = load_checkpoint(checkpoint)
+    card = dict(content["deeplab"])
+    arguments = {**card["model"], **({} if output_stride is None else {"output_stride": output_stride})}
+    model = build_deeplab(**arguments)
+    weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
+    model.load_state_dict(weights)
+    return Predictor(model, card, device=device)

@@ -1,0 +1,47 @@
+"""What every backbone promises, and the one rule that turns a classifier's strides into dilation."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+class Backbone(nn.Module):
+    """A feature extractor: images (B, 3, H, W) in, features at stride 4 and at the output stride out.
+
+    Attributes:
+        channels: channels of the two feature maps, low level (stride 4) first.
+        classifier_keys: how the keys of layers that only the ImageNet classifier has begin in its weights.
+    """
+
+    channels: tuple[int, int]
+    classifier_keys: tuple[str, ...] = ()
+
+
+def dilate(stages: Sequence[nn.Module], output_stride: int) -> None:
+    """Replace every stride past ``output_stride`` by dilation, in place.
+
+    The weights keep their meaning: at the positions that the strided network computes, the dilated one
+    computes the same values (Chen et al., Rethinking Atrous Convolution, arXiv:1706.05587, section 3.1).
+    The rule is that of torchvision's ``replace_stride_with_dilation``.
+
+    Args:
+        stages: the stage that reaches stride 16 and the one that reaches 32; each halves its input once.
+        output_stride: 8, 16 or 32.
+    """
+    rate = 1
+    for stage, stride in zip(stages, (16, 32), strict=True):
+        if stride > output_stride:
+            _dilate_stage(stage, rate)
+            rate *= 2
+
+
+def _dilate_stage(stage: nn.Module, rate: int) -> None:
+    for convolution in (module for module in stage.modules() if isinstance(module, nn.Conv2d)):
+        # The convolution that halved the map reads the map before the halving, where the neighbours that its
+        # weights expect are `rate` apart. What follows it reads a map that stayed twice as dense.
+        own_rate = rate if convolution.stride != (1, 1) else 2 * rate
+        convolution.stride = (1, 1)
+        if convolution.kernel_size != (1, 1):
+            height, width = convolution.kernel_size
+            convolution.dilation = (own_rate, own_rate)
+            convolution.padding = (own_rate * (height // 2), own_rate * (width // 2))

@@ -1,0 +1,34 @@
+"""torchvision's MobileNetV2 at output stride 8, 16 or 32."""
+
+import torchvision
+from torch import Tensor
+
+from deeplab_recipes.model.backbones.base import Backbone, dilate
+
+LOW_LEVEL = 3  # the last block at stride 4: 24 channels at width 1.0
+STRIDE_16, STRIDE_32, LAST = 7, 13, 17  # the blocks that halve to these strides; the last inverted residual
+
+
+class MobileNetV2Backbone(Backbone):
+    """torchvision's MobileNetV2 up to its last inverted residual; parameters keep torchvision's names.
+
+    Features are those of ``features.3`` (24 channels, stride 4) and ``features.17`` (320 channels), as in
+    TensorFlow DeepLab; the 1x1 convolution to 1280 channels behind it (``features.18``) serves the classifier
+    and is left out.
+    """
+
+    classifier_keys = ("features.18.", "classifier.")
+
+    def __init__(self, *, output_stride: int, width_multiplier: float = 1.0) -> None:
+        super().__init__()
+        if not width_multiplier > 0:
+            raise ValueError(f"width_multiplier must be positive, such as 0.5, got {width_multiplier!r}")
+        network = torchvision.models.mobilenet_v2(width_mult=width_multiplier)
+        self.features = network.features[: LAST + 1]
+        dilate([self.features[STRIDE_16:STRIDE_32], self.features[STRIDE_32:]], output_stride)
+        self.channels = (self.features[LOW_LEVEL].out_channels, self.features[LAST].out_channels)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features at stride 4 and at the output stride, sizes rounded up."""
+        low = self.features[: LOW_LEVEL + 1](images)
+        return low, self.features[LOW_LEVEL + 1 :](low)

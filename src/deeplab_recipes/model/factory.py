@@ -1,0 +1,129 @@
+"""The model: backbone, head, and logits at the size of the images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, distributed, nn
+from torch.nn.functional import interpolate
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deeplab_recipes.model.backbones import Backbone, build_backbone
+from deeplab_recipes.model.heads import DECODER_CHANNELS, build_head
+from deeplab_recipes.model.initializers import apply_initializers
+from deeplab_recipes.model.weights import is_pretrained, load_backbone_weights
+
+MINIMUM_SIZE = 33
+
+
+class DeepLab(nn.Module):
+    """A backbone and a head.
+
+    Attributes:
+        num_classes: channels of the logits.
+        output_stride: input size over the size of the backbone's last feature map.
+        arguments: those with which :func:`build_deeplab` rebuilds this architecture; builtins, no weights.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.num_classes: int = arguments["num_classes"]
+        self.output_stride: int = arguments["output_stride"]
+        self.arguments = arguments
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, num_classes, H, W) for normalised float images (B, 3, H, W), H and W at least 33.
+
+        Raises:
+            ValueError: images of another kind, or too small; in training, one image where two are needed.
+        """
+        _check_images(images)
+        if self.training and images.shape[0] == 1:
+            self._check_single_image()
+        logits = self.head(self.backbone(images))
+        return interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def _check_single_image(self) -> None:
+        pooling = getattr(self.head, "image_pool", nn.Identity())
+        if any(_sees_one_value(module) for module in pooling.modules()):
+            raise ValueError(
+                "training with one image per device: the batch norm behind the head's image pooling would "
+                "see one value per channel. Give each device at least 2 images (microbatch_size >= 2), "
+                "synchronise batch norm over several devices, or freeze batch norm"
+            )
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"images must be normalised floats of shape (B, 3, H, W), got {found}")
+    height, width = images.shape[-2:]
+    if height < MINIMUM_SIZE or width < MINIMUM_SIZE:
+        raise ValueError(
+            f"images must be at least {MINIMUM_SIZE} x {MINIMUM_SIZE} pixels, got {height} x {width}: "
+            "enlarge or pad them, or raise data.crop_size"
+        )
+
+
+def _sees_one_value(module: nn.Module) -> bool:
+    if not isinstance(module, _BatchNorm) or not module.training:
+        return False
+    synchronised = isinstance(module, nn.SyncBatchNorm) and distributed.is_initialized()
+    return not (synchronised and distributed.get_world_size(module.process_group) > 1)
+
+
+def build_deeplab(
+    num_classes: int,
+    *,
+    backbone: str = "resnet101",
+    head: str = "deeplabv3plus",
+    output_stride: int = 8,
+    aspp_dilations: Sequence[int] | None = None,
+    aspp_channels: int = 512,
+    dropout: float = 0.1,
+    backbone_weights: str | None = None,
+    initializers: Sequence[str] = (),
+    decoder_channels: int = DECODER_CHANNELS,
+    width_multiplier: float = 1.0,
+) -> DeepLab:
+    """Build a DeepLab whose weights follow from torch's global random state.
+
+    The defaults are Composer's ADE20k model: DeepLabv3+ (Chen et al., arXiv:1802.02611) on a ResNet-101.
+
+    Args:
+        num_classes: classes, ignored label not counted.
+        backbone: a key of ``backbones.BACKBONES``.
+        head: a key of ``heads.HEADS``.
+        output_stride: 8, 16 or 32.
+        aspp_dilations: atrous rates, one branch each (1 is a 1x1 convolution). None: (1, 12, 24, 36) at
+            output stride 8, (1, 6, 12, 18) at 16, (1, 3, 6, 9) at 32.
+        aspp_channels: channels of each ASPP branch and of the decoder.
+        dropout: probability of dropping a channel before the last convolution.
+        backbone_weights: none, imagenet1k_v1, imagenet1k_v2, a file, or ADDRESS#sha256=HEX (see ``weights``).
+        initializers: keys of ``initializers.INITIALIZERS``; with backbone weights they act on the head only.
+        decoder_channels: channels to which deeplabv3plus reduces the low-level features.
+        width_multiplier: factor on mobilenet_v2's channels.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or weights that do not fit.
+        ImportError: mmsegmentation is missing.
+        ConnectionError: the weights cannot be fetched.
+    """
+    features = build_backbone(backbone, output_stride=output_stride, width_multiplier=width_multiplier)
+    settings: dict[str, Any] = {
+        "output_stride": output_stride,
+        # As given, not resolved: rebuilt at another output stride, the default has to follow it.
+        "aspp_dilations": None if aspp_dilations is None else list(aspp_dilations),
+        "aspp_channels": aspp_channels,
+        "dropout": dropout,
+        "decoder_channels": decoder_channels,
+    }
+    classifier = build_head(head, num_classes, feature_channels=features.channels, **settings)
+    names = {"num_classes": num_classes, "backbone": backbone, "head": head}
+    untrained = {"backbone_weights": None, "initializers": []}
+    arguments = {**names, "width_multiplier": width_multiplier, **settings, **untrained}
+    model = DeepLab(features, classifier, arguments)
+    apply_initializers(model.head if is_pretrained(backbone_weights) else model, initializers)
+    load_backbone_weights(model.backbone, backbone_weights, architecture=backbone)
+    return model

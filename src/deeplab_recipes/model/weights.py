@@ -1,0 +1,146 @@
+"""Pretrained backbone weights: where they come from, and that they really fit."""
+
+import hashlib
+import os
+import re
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+from deeplab_recipes.model.backbones import Backbone
+from deeplab_recipes.model.choices import did_you_mean
+
+ADDRESS_FORM = "ADDRESS#sha256=HEX"
+
+
+def is_pretrained(spec: str | None) -> bool:
+    """Return whether a ``backbone_weights`` setting asks for weights."""
+    return spec is not None and str(spec).lower() != "none"
+
+
+def load_backbone_weights(backbone: Backbone, spec: str | None, *, architecture: str) -> None:
+    """Load pretrained weights into ``backbone``, in place; every weight or an error.
+
+    Layers that only the ImageNet classifier has (``backbone.classifier_keys``) are left out. A checkpoint may
+    keep its tensors under ``state_dict`` or ``model``; their names may begin with ``module.``, ``model.`` or
+    ``backbone.``.
+
+    Args:
+        backbone: the network to fill.
+        spec: None or "none" (nothing happens); a name of torchvision's, such as imagenet1k_v1; a file; or an
+            http, https or file address followed by ``#sha256=`` and its hash. What is fetched is kept in
+            torch.hub's checkpoint directory.
+        architecture: torchvision's name of the network.
+
+    Raises:
+        ValueError: an unknown name, a wrong hash, a file that is no checkpoint or does not fit the network.
+        ConnectionError: the file cannot be fetched; says where to put it by hand.
+    """
+    if is_pretrained(spec):
+        path = _locate(str(spec), architecture)
+        _fill(backbone, _tensors(_read(path), path), f"{path} does not fit {architecture}")
+
+
+def _locate(spec: str, architecture: str) -> Path:
+    if re.match(r"(https?|file):", spec):
+        return _fetch(*_split_address(spec))
+    published = {entry.name.lower(): entry.url for entry in get_model_weights(architecture)}
+    if spec.lower() in published:
+        url = published[spec.lower()]
+        filename = Path(url).name  # resnet101-cd907fc2.pth: the digits are the start of its sha256
+        return _fetch(url, filename, Path(filename).stem.rpartition("-")[2])
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"backbone_weights={spec} is neither a file nor weights that {architecture} has; valid: none, "
+            f"{', '.join(published)}, FILE, {ADDRESS_FORM}{did_you_mean(spec, ['none', *published])}"
+        )
+    return path
+
+
+def _split_address(spec: str) -> tuple[str, str, str]:
+    address, _, sha256 = spec.partition("#sha256=")
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ValueError(f"backbone_weights={spec}: an address needs its sha256 (64 digits): {ADDRESS_FORM}")
+    name = Path(urlparse(address).path)
+    # The hash keeps two files of one name apart in the shared directory.
+    return address, f"{name.stem}-{sha256[:8].lower()}{name.suffix}", sha256.lower()
+
+
+def _fetch(address: str, filename: str, sha256: str) -> Path:
+    """Return the checked file in torch.hub's directory; ``sha256`` may be the first digits only."""
+    path = Path(torch.hub.get_dir(), "checkpoints", filename)
+    if path.exists():
+        _verify(path, address, sha256)
+        return path
+    partial = path.with_name(f"{filename}.{uuid4().hex}")  # several processes may fetch at once
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(address, str(partial))
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(
+            f"cannot fetch {address} ({error}). Put that file at {path}, or give a copy of it: "
+            "model.backbone_weights=FILE"
+        ) from error
+    _verify(partial, address, sha256)
+    os.replace(partial, path)
+    return path
+
+
+def _verify(path: Path, address: str, sha256: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(sha256):
+        path.unlink()
+        raise ValueError(f"{path} from {address}: sha256 is {found}, not {sha256}; the file is removed")
+
+
+def _read(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # foreign bytes fail in many ways, with an IndexError for instance
+        if "GLOBAL" in str(error):  # torch's word for a function or class that it will not call
+            raise ValueError(
+                f"{path} holds Python objects, which could run code and are refused; if you trust it, load "
+                "it yourself and save its tensors alone: torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise ValueError(f"{path} is no PyTorch checkpoint, or is damaged") from error
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds no state dict (names and tensors), but a {type(content).__name__}")
+    state = {re.sub(r"^((module|model|backbone)\.)+", "", str(key)): value for key, value in content.items()}
+    if len(state) != len(content):
+        raise ValueError(f"{path} holds two tensors of one name once prefixes such as 'module.' are dropped")
+    return state
+
+
+def _fill(backbone: Backbone, state: dict[str, Tensor], complaint: str) -> None:
+    state = {key: value for key, value in state.items() if not key.startswith(backbone.classifier_keys)}
+    expected = backbone.state_dict()
+    common = [key for key in expected if key in state]
+    problems = {
+        # Old files have no count of batches; batch norm with a fixed momentum never reads it.
+        "missing": [key for key in expected if key not in state and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
+            for key in common
+            if state[key].shape != expected[key].shape
+        ],
+    }
+    found = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"{complaint}: tensors {'; '.join(found)}")
+    backbone.load_state_dict(state, strict=False)

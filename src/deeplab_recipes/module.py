@@ -1,0 +1,164 @@
+"""The LightningModule: one training step, one evaluation step, optimizer and schedule."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.functional import interpolate
+from torch.optim.lr_scheduler import LambdaLR
+
+from deeplab_recipes.losses import SegmentationLoss
+from deeplab_recipes.metrics import MeanIoU
+
+Batch = dict[str, Tensor]
+
+
+class SegmentationModule(pl.LightningModule):
+    """Trains any module that maps normalised images (B, 3, H, W) to logits (B, C, H, W).
+
+    A training batch is this device's whole share of the global batch, and one `training_step` is one optimizer step:
+    the share is split into microbatches here, so the loss is the share's own mean whatever the split, and the
+    schedule advances once per step. (That is why optimization is manual.)
+
+    Args:
+        model: the network.
+        loss: called with logits, labels, `count` and `group_sum`; see `SegmentationLoss`.
+        optimizer: called with the parameters.
+        schedule: the factor on the learning rate at tau, the fraction of all steps done.
+        num_classes: C.
+        microbatch_size: images of one forward and backward pass; None: the whole share.
+        card: what a checkpoint carries for those who use it later (class names, colours, sizes); plain containers.
+
+    Raises:
+        ValueError: for a microbatch below 1, or Dice normalised globally over microbatches, which has no exact form.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        loss: SegmentationLoss,
+        optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+        schedule: Callable[[float], float],
+        num_classes: int,
+        microbatch_size: int | None = None,
+        card: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if microbatch_size is not None and microbatch_size < 1:
+            raise ValueError(f"microbatch_size is {microbatch_size}; it must be at least 1")
+        self.automatic_optimization = False
+        self.model, self.loss = model, loss
+        self.optimizer, self.schedule = optimizer, schedule
+        self.microbatch_size = microbatch_size
+        self.card = card or {}
+        self.miou = MeanIoU(num_classes, ignore_index=loss.ignore_index)
+        self.evaluation: dict[str, Any] = {}
+        self.corrupt = {"train": set[int](), "validation": set[int]()}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, C, H, W) for normalised images (B, 3, H, W)."""
+        return self.model(images)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimizer and its schedule over all steps of the run."""
+        optimizer = self.optimizer(self.model.parameters())
+        total = max(int(self.trainer.estimated_stepping_batches), 1)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / total))
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Take one optimizer step on this device's share of the global batch; returns the losses, detached."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        count = self._count(batch["label"])
+        totals: dict[str, Tensor] = {}
+        parts = self._split(batch)
+        for i, part in enumerate(parts):
+            share = len(part["label"]) / len(batch["label"])
+            with self._synchronised(last=i == len(parts) - 1):
+                values = self.loss(self(part["image"]), part["label"], count=count, group_sum=self._group_sum())
+                self.manual_backward(self._scaled(values, share))
+            for name, value in values.items():
+                weight = 1.0 if name == "cross_entropy" else share
+                totals[name] = totals.get(name, 0) + weight * value.detach()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        self._note_corrupt("train", batch)
+        totals["loss"] = self._weighted(totals)
+        return totals
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a fresh count."""
+        self.miou.reset()
+
+    def validation_step(self, batch: list[Batch], batch_idx: int) -> None:
+        """Count a batch of images; logits go to the size of the labels first."""
+        for part in batch:
+            self.miou.update(resize_logits(self(part["image"]), part["label"].shape[-2:]), part["label"])
+            self._note_corrupt("validation", part)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean IoU over the whole set and all devices, and keep it with the classes' own in `evaluation`."""
+        miou = self.miou.compute()
+        self.log("miou", miou.float())
+        self.evaluation = {
+            "step": self.trainer.global_step,
+            "miou": float(miou),
+            "per_class": self.miou.per_class().tolist(),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the card."""
+        checkpoint["deeplab"] = self.card
+
+    def _split(self, batch: Batch) -> list[Batch]:
+        size = self.microbatch_size or len(batch["label"])
+        images, labels = batch["image"].split(size), batch["label"].split(size)
+        return [{"image": i, "label": t} for i, t in zip(images, labels, strict=True)]
+
+    def _count(self, labels: Tensor) -> Tensor:
+        """Pixels that the cross entropy is divided by: this device's, or its even share of all devices'."""
+        count = self.loss.count(labels)
+        if self.loss.normalize == "device" or self._world_size() == 1:
+            return count
+        count = count.double()
+        distributed.all_reduce(count)
+        # Gradients are averaged over the devices afterwards, so each divides by a world_size-th of all pixels.
+        return count / self._world_size()
+
+    def _group_sum(self) -> Callable[[Tensor], Tensor] | None:
+        return all_reduce if self.loss.normalize == "global" and self._world_size() > 1 else None
+
+    def _scaled(self, values: dict[str, Tensor], share: float) -> Tensor:
+        """The loss of a microbatch: cross entropy is divided by the whole count already, Dice takes its share."""
+        return self._weighted({k: v if k == "cross_entropy" else v * share for k, v in values.items()})
+
+    def _weighted(self, values: dict[str, Tensor]) -> Tensor:
+        return sum((self.loss.weights[name] * values[name] for name in values if name != "loss"), start=0.0)
+
+    def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:
+        """Devices exchange gradients in the last backward pass of a step only."""
+        strategy = self.trainer.strategy
+        if last or not hasattr(strategy, "block_backward_sync"):
+            return nullcontext()
+        return strategy.block_backward_sync()
+
+    def _world_size(self) -> int:
+        return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+    def _note_corrupt(self, split: str, batch: Batch) -> None:
+        # Only with data.on_corrupt=skip can a sample be marked; then names matter more than a stalled device.
+        if self.card.get("on_corrupt") == "skip" and batch["corrupt"].any():
+            self.corrupt[split].update(batch["index"][batch["corrupt"]].tolist())
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resize logits (B, C, H, W) bilinearly, corners not aligned."""
+    if logits.shape[-2:] == torch.Size(size):
+        return logits
+    return interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,115 @@
+"""Trainer settings: how long, on what, and how precisely."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+
+from deeplab_recipes.checkpoints import AtomicCheckpointIO
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How long, on what, and how precisely to train.
+
+    Args:
+        max_epochs: passes over the data; null with `max_steps`.
+        max_steps: optimizer steps; the smaller of both limits holds, and schedules span it.
+        evaluate_every: epochs between evaluations, a fraction is allowed; the end is always evaluated.
+        devices: "auto" (all GPUs, or the CPU), a number, or a list of GPU indices.
+        num_nodes: machines.
+        accelerator: "auto", "gpu" or "cpu".
+        precision: "auto" (bf16 where the device computes in it, else 32 bit), "32-true", "bf16-mixed" or "16-mixed".
+        sync_batchnorm: batch statistics over all GPUs.
+        log_every: steps between rows of metrics.csv.
+        progress: show the progress bar.
+        deterministic: ask torch for algorithms that give the same bits every time.
+    """
+
+    max_epochs: int | None = None
+    max_steps: int = -1
+    evaluate_every: float = 1.0
+    devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    accelerator: str = "auto"
+    precision: str = "auto"
+    sync_batchnorm: bool = False
+    log_every: int = 20
+    progress: bool = True
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"trainer.precision is {self.precision!r}; valid are {', '.join(PRECISIONS)}")
+        if self.evaluate_every <= 0:
+            raise ValueError(f"trainer.evaluate_every is {self.evaluate_every}; it must be above 0 (epochs)")
+        if self.max_epochs is None and self.max_steps < 1:
+            raise ValueError("nothing says how long to train: set trainer.max_epochs=N or trainer.max_steps=N")
+
+    def on_gpu(self) -> bool:
+        """Whether this run uses GPUs."""
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    def resolved_precision(self) -> str:
+        """Return the precision that the device gets: 16-bit floats need a GPU, a CPU takes bf16 in their place."""
+        if self.precision == "16-mixed" and not self.on_gpu():
+            return "bf16-mixed"
+        if self.precision != "auto":
+            return self.precision
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if self.on_gpu() else _cpu_has_bf16()
+        return "bf16-mixed" if fast else "32-true"
+
+    def world_size(self) -> int:
+        """Return the number of devices over all machines."""
+        if "WORLD_SIZE" in os.environ:  # torchrun or SLURM started the processes
+            return int(os.environ["WORLD_SIZE"])
+        if isinstance(self.devices, list):
+            return len(self.devices) * self.num_nodes
+        every = torch.cuda.device_count() if self.on_gpu() else 1
+        return (every if self.devices in ("auto", -1) else int(self.devices)) * self.num_nodes
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Return the optimizer steps of a whole run."""
+        limits = [self.max_steps] if self.max_steps > 0 else []
+        if self.max_epochs is not None:
+            limits.append(self.max_epochs * steps_per_epoch)
+        return min(limits)
+
+    def build(
+        self, *, callbacks: list[pl.Callback], loggers: list[Logger], steps_per_epoch: int, run_dir: Path
+    ) -> pl.Trainer:
+        """Return the Lightning trainer."""
+        return pl.Trainer(
+            max_epochs=self.max_epochs if self.max_epochs is not None else -1,
+            max_steps=self.max_steps,
+            val_check_interval=max(1, round(self.evaluate_every * steps_per_epoch)),
+            check_val_every_n_epoch=None,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            accelerator=self.accelerator,
+            precision=self.resolved_precision(),
+            sync_batchnorm=self.sync_batchnorm and self.on_gpu(),
+            deterministic=self.deterministic,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=run_dir,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

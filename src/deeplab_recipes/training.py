@@ -1,0 +1,320 @@
+"""A run from settings to result.json: build the parts, fit, evaluate, write the record."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.loggers import Logger
+
+from deeplab_recipes import planning, record
+from deeplab_recipes.checkpoints import (
+    FORMAT_VERSION,
+    Checkpoints,
+    NonFiniteError,
+    load_checkpoint,
+    require_same_task,
+)
+from deeplab_recipes.data import SegmentationDataModule
+from deeplab_recipes.data.dataset import read_pair
+from deeplab_recipes.evaluation.pictures import comparison, stack
+from deeplab_recipes.inference import load_predictor
+from deeplab_recipes.losses import SegmentationLoss
+from deeplab_recipes.model import DeepLab
+from deeplab_recipes.module import SegmentationModule
+from deeplab_recipes.reporting import Reporter, class_table, clock
+from deeplab_recipes.trainer import TrainerSettings
+
+PICTURE_WIDTH = 320  # smaller scenes are enlarged to about this in pictures
+NOT_APPLICABLE = (
+    ".*does not have many workers.*",  # data.workers is chosen from the cores at hand
+    ".*exists and is not empty.*",  # the run directory is checked before
+)
+
+
+@dataclass
+class Run:
+    """Everything a run is made of, built and checked, before its first step.
+
+    Args:
+        name: of the recipe.
+        model: called with `num_classes`, gives the network.
+        data: the data module.
+        loss, optimizer, schedule: see `SegmentationModule`.
+        trainer: how to train.
+        seed: of weights, order and draws.
+        run_dir: where everything goes.
+        microbatch_size: images per pass, or None.
+        methods: callbacks that change training, by name.
+        logger: called with `save_dir`, gives a Lightning logger; or None.
+        pictures: validation images to draw at the end.
+        published: what the recipe reproduces (see the recipes), or None.
+        overrides: leaves that differ from the recipe: name -> (recipe's, this run's).
+    """
+
+    name: str
+    model: Callable[..., DeepLab]
+    data: SegmentationDataModule
+    loss: SegmentationLoss
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Callable[[float], float]
+    trainer: TrainerSettings
+    seed: int
+    run_dir: Path
+    microbatch_size: int | None = None
+    methods: Mapping[str, pl.Callback] = field(default_factory=dict)
+    logger: Callable[..., Logger] | None = None
+    pictures: int = 4
+    published: planning.Published | None = None
+    overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.run_dir = Path(self.run_dir)
+        pl.seed_everything(self.seed, verbose=False)
+        self.split = planning.split_batch(
+            self.data.batch_size,
+            self.trainer.world_size(),
+            microbatch_size=self.microbatch_size,
+            sync_batchnorm=self.trainer.sync_batchnorm and self.trainer.on_gpu(),
+        )
+        self.data.check()
+        self.sampler = self.data.sampler()
+        self.checkpoints = Checkpoints(self.run_dir / "checkpoints")
+        self.reporter = Reporter(
+            self.run_dir / "metrics.csv",
+            batch_size=self.data.batch_size,
+            every=self.trainer.log_every,
+            progress=self.trainer.progress,
+        )
+        loggers = [self.logger(save_dir=self.run_dir)] if self.logger else []
+        with quiet():
+            self.lightning = self.trainer.build(
+                callbacks=[self.reporter, self.checkpoints, *self.methods.values()],
+                loggers=loggers,
+                steps_per_epoch=self.sampler.steps_per_epoch,
+                run_dir=self.run_dir,
+            )
+        if self.loss.weights["dice"] and self.loss.normalize == "global" and self.split.accumulation > 1:
+            raise ValueError("Dice over a global batch has no exact form over microbatches: leave microbatch_size out")
+        self.network = self.model(num_classes=self.data.num_classes)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.trainer.steps(self.sampler.steps_per_epoch)
+
+    def deviations(self) -> list[str]:
+        """List how this run differs from the published one."""
+        return planning.deviations(
+            self.overrides, self.published, self.split, self.trainer.resolved_precision(), self.loss.normalize
+        )
+
+    def card(self) -> dict[str, Any]:
+        """Return what a checkpoint carries besides weights."""
+        source = self.data.source
+        return {
+            "format_version": FORMAT_VERSION,
+            "recipe": self.name,
+            "classes": list(source.classes),
+            "palette": [list(colour) for colour in source.palette],
+            "model": dict(self.network.arguments),
+            "protocol": self.data.protocol,
+            "evaluate_sizes": {name: list(size) for name, size in self.data.evaluate_sizes.items()},
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+            "on_corrupt": self.data.on_corrupt,
+        }
+
+    def module(self) -> SegmentationModule:
+        """Return the LightningModule."""
+        return SegmentationModule(
+            self.network,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            num_classes=self.data.num_classes,
+            microbatch_size=self.split.microbatch,
+            card=self.card(),
+        )
+
+
+def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Train, evaluate and record a run; returns what result.json holds.
+
+    Args:
+        run: the parts.
+        resume: a checkpoint to go on from, "auto" for the newest of `run.run_dir` (or a fresh start), or None.
+        settings: the resolved settings, for the record.
+
+    Raises:
+        FileExistsError: if `run_dir` holds a run and `resume` is None.
+        ValueError: if the checkpoint does not fit.
+        FloatingPointError: when a loss is not finite; names the batch and the last good checkpoint.
+        OSError: when a checkpoint cannot be written; the earlier one survives.
+    """
+    checkpoint = _resume_from(run, resume)
+    module = run.module()
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    result = _opening_record(run)
+    _write_record(run, result, settings)
+    started = time.perf_counter()
+    try:
+        _fit(run, module, checkpoint)
+    except BaseException as error:
+        _write_record(run, {**result, "status": f"stopped: {type(error).__name__}: {error}"})
+        raise
+    result.update(_closing_record(run, module, time.perf_counter() - started))
+    _write_record(run, result)
+    if run.lightning.is_global_zero:
+        _draw(run)
+        _report(run, result)
+    return result
+
+
+def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
+    trainer = run.lightning
+    with quiet():
+        try:
+            trainer.fit(module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
+        except NonFiniteError as error:
+            raise FloatingPointError(_explain(run, error)) from None
+        if run.checkpoints.evaluated_step != trainer.global_step:
+            trainer.validate(module, datamodule=run.data, verbose=False)
+
+
+def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
+    """Return the checkpoint to go on from, after a look inside; refuse to write over another run."""
+    newest = run.checkpoints.last
+    if resume == "auto":
+        path = newest if newest.exists() else None
+    else:
+        path = Path(resume) if resume else None
+    if path is None and resume is None and (run.run_dir / "result.json").exists():
+        raise FileExistsError(
+            f"run_dir={run.run_dir} holds a run already; choose another run_dir, or go on with it: resume=auto"
+        )
+    if path is not None:
+        content = load_checkpoint(path)
+        require_same_task(path, content["deeplab"], run.card())
+        if content["global_step"] >= run.steps:
+            raise ValueError(
+                f"{path} has done {content['global_step']} steps and this run is to have {run.steps}: nothing is left "
+                "to do; raise trainer.max_epochs or trainer.max_steps"
+            )
+    return path
+
+
+def _explain(run: Run, error: NonFiniteError) -> str:
+    """Say which images were in the batch; the order follows from seed and step."""
+    epoch, batch = divmod(error.step, run.sampler.steps_per_epoch)
+    pairs = run.data.dataset("train", training=True).pairs
+    names = [pairs[i].image.name for i in run.sampler.global_batch(epoch, batch)]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    last = run.checkpoints.last
+    kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was saved before it"
+    return (
+        f"{error} (epoch {epoch}, batch {batch}: {shown}); {kept}. Try a lower optimizer.lr, or trainer.precision="
+        "32-true if this was a 16-bit run"
+    )
+
+
+def _opening_record(run: Run) -> dict[str, Any]:
+    return {
+        "recipe": run.name,
+        "status": "running",
+        "seed": run.seed,
+        "world_size": run.split.world_size,
+        "batch_size": run.split.batch_size,
+        "microbatch_size": run.split.microbatch,
+        "bn_batch": run.split.bn_batch,
+        "steps": run.steps,
+        "precision": run.trainer.resolved_precision(),
+        "hardware": record.hardware(run.split.world_size),
+        "versions": record.versions(),
+        **record.commit(),
+        "deviations": run.deviations(),
+        "data": {"root": str(run.data.root), "fingerprint": run.data.fingerprint()},
+    }
+
+
+def _closing_record(run: Run, module: SegmentationModule, seconds: float) -> dict[str, Any]:
+    best, last = run.checkpoints.best_evaluation, module.evaluation
+    common = {"protocol": run.data.protocol, "split": "validation", "tta": False}
+    common["output_stride"] = run.network.arguments["output_stride"]
+    return {
+        "status": "finished",
+        "images_per_second": round(run.reporter.images_per_second(), 2),
+        "hours": round(seconds / 3600, 4),
+        "peak_memory": record.peak_memory(),
+        "checkpoint": {"best": str(run.checkpoints.best), "sha256": record.sha256(run.checkpoints.best)},
+        "skipped": {split: _names(run, split, indices) for split, indices in module.corrupt.items()},
+        "evaluations": [{"checkpoint": "last", **last, **common}, {"checkpoint": "best", **best, **common}],
+    }
+
+
+def _names(run: Run, split: str, indices: set[int]) -> list[str]:
+    pairs = run.data.dataset(split, training=split == "train").pairs
+    return [str(pairs[i].image) for i in sorted(indices)]
+
+
+def _write_record(run: Run, result: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    if not run.lightning.is_global_zero:
+        return
+    record.write_json(run.run_dir / "result.json", result)
+    if settings is not None:
+        (run.run_dir / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+
+
+def _draw(run: Run) -> None:
+    """Draw validation images spread over the part, as the best checkpoint sees them."""
+    dataset = run.data.dataset("validation", training=False)
+    count = min(run.pictures, len(dataset))
+    if count == 0:
+        return
+    folder = run.run_dir / "pictures"
+    folder.mkdir(exist_ok=True)
+    predictor = load_predictor(run.checkpoints.best)
+    drawn = []
+    for index in np.linspace(0, len(dataset) - 1, count).astype(int):
+        image, truth = read_pair(dataset.pairs[index], dataset.table)
+        scale = max(1, PICTURE_WIDTH // image.shape[1])
+        names = {"classes": predictor.classes, "palette": predictor.palette}
+        drawn.append(comparison(image, truth, predictor(image), scale=scale, **names))
+        drawn[-1].save(folder / f"{dataset.pairs[index].image.stem}.png")
+    stack(drawn).save(folder / "overview.png")
+
+
+def _report(run: Run, result: Mapping[str, Any]) -> None:
+    last, best = result["evaluations"]
+    print(class_table(list(run.data.source.classes), best["per_class"]))
+    for split, names in result["skipped"].items():
+        if names:
+            print(f"skipped {len(names)} unreadable {split} images: {', '.join(names[:3])}")
+    rate = f"{result['images_per_second']:.1f} images/s"
+    print(f"mIoU {best['miou']:.2f} (best, step {best['step']}), {last['miou']:.2f} (last)  [{run.data.protocol}]")
+    print(f"{clock(result['hours'] * 3600)} on {result['hardware']}, {rate}; everything is in {run.run_dir}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's greetings and a few warnings that do not apply here off the screen."""
+    logger = logging.getLogger("pytorch_lightning")
+    levels = [(log, log.level) for log in (logger, logging.getLogger("lightning.pytorch"))]
+    with warnings.catch_warnings():
+        for message in NOT_APPLICABLE:
+            warnings.filterwarnings("ignore", message=message)
+        for log, _ in levels:
+            log.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for log, level in levels:
+                log.setLevel(level)

@@ -1,0 +1,121 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from deeplab_recipes.model.heads import DILATIONS, build_head
+
+FEATURES = (24, 320)
+PUBLISHED = {
+    "num_classes": 21,
+    "in_channels": 2048,
+    "channels": 512,
+    "dilations": (1, 12, 24, 36),
+    "dropout_ratio": 0.1,
+    "norm_cfg": {"type": "BN"},
+    "align_corners": False,
+}
+
+
+def small_head(name: str = "deeplabv3plus", num_classes: int = 5, **settings) -> nn.Module:
+    return build_head(name, num_classes, feature_channels=FEATURES, aspp_channels=16, **settings)
+
+
+@pytest.mark.parametrize(("num_classes", "parameters"), [(150, 17_765_126), (21, 17_698_949)])
+def test_published_parameter_counts(num_classes, parameters):
+    with torch.device("meta"):
+        head = build_head("deeplabv3plus", num_classes, feature_channels=(256, 2048))
+    assert sum(parameter.numel() for parameter in head.parameters()) == parameters
+
+
+@pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore`` is False")
+@pytest.mark.parametrize("name", ["deeplabv3plus", "deeplabv3"])
+def test_equals_mmseg_built_by_hand(name):
+    head = build_head(name, 21, feature_channels=(256, 2048)).eval()
+    from mmseg.models.decode_heads import ASPPHead, DepthwiseSeparableASPPHead
+
+    if name == "deeplabv3plus":
+        reference = DepthwiseSeparableASPPHead(c1_in_channels=256, c1_channels=48, **PUBLISHED)
+    else:
+        reference = ASPPHead(**PUBLISHED)
+    reference.load_state_dict(head.state_dict())
+    features = [torch.randn(2, 256, 16, 16), torch.randn(2, 2048, 8, 8)]
+    with torch.no_grad():
+        assert torch.equal(head(features), reference.eval()(features))
+    assert (head.dropout.p, head.align_corners) == (0.1, False)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_default_dilations_follow_the_output_stride(output_stride):
+    assert tuple(small_head(output_stride=output_stride).aspp_modules.dilations) == DILATIONS[output_stride]
+    assert DILATIONS[16] == (1, 6, 12, 18)
+
+
+def test_settings_reach_the_layers():
+    head = small_head(aspp_dilations=[1, 4], dropout=0.25, decoder_channels=8)
+    assert len(head.aspp_modules) == 2
+    assert head.aspp_modules[1].depthwise_conv.conv.dilation == (4, 4)
+    assert head.c1_bottleneck.conv.out_channels == 8
+    assert head.dropout.p == 0.25
+
+
+def test_last_convolution_starts_as_after_init_weights():
+    head = build_head("deeplabv3plus", 150, feature_channels=FEATURES)
+    assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert torch.count_nonzero(head.conv_seg.bias) == 0
+    # mmcv draws its convolutions at construction: He initialisation over the outgoing connections.
+    bottleneck = head.bottleneck.conv.weight
+    assert bottleneck.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.02)
+
+
+def test_weights_follow_from_the_seed():
+    states = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        states.append(small_head().state_dict())
+    same, other = states[1], states[2]
+    assert all(torch.equal(value, same[key]) for key, value in states[0].items())
+    assert not torch.equal(states[0]["conv_seg.weight"], other["conv_seg.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("deeplabv3+", {}, r"head 'deeplabv3\+'; valid: deeplabv3plus, deeplabv3\. Did you mean 'deeplabv3'"),
+        ("deeplabv3plus", {"aspp_dilations": []}, r"aspp_dilations must be positive integers, .* got \[\]"),
+        ("deeplabv3plus", {"aspp_dilations": [1, 0]}, r"got \[1, 0\]"),
+        ("deeplabv3plus", {"decoder_channels": 0}, "decoder_channels must be a positive integer, got 0"),
+        ("deeplabv3", {"decoder_channels": 64}, "decoder_channels=64 acts on head 'deeplabv3plus' only"),
+        ("deeplabv3plus", {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ("deeplabv3plus", {"num_classes": 1}, "num_classes must be an integer >= 2"),
+    ],
+)
+def test_errors_name_the_value(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        small_head(name, **settings)
+
+
+def test_importing_the_model_imports_no_mmseg():
+    program = "import sys, deeplab_recipes.model; sys.exit('mmseg' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+@pytest.mark.parametrize(
+    ("failure", "advice"),
+    [
+        ("ModuleNotFoundError('ftfy')", "onedl-mmsegmentation onedl-mmcv onedl-mmengine ftfy regex"),
+        ("AssertionError('MMCV==2.2.0 is used but incompatible')", "onedl-mmsegmentation"),
+        ("ImportError('libGL.so.1: cannot open shared object file')", "install opencv-python-headless"),
+    ],
+)
+def test_failing_import_names_the_remedy(failure, advice, tmp_path, monkeypatch):
+    (tmp_path / "mmseg").mkdir()
+    (tmp_path / "mmseg" / "__init__.py").write_text(f"raise {failure}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "mmseg"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=advice) as caught:
+        small_head()
+    assert "\n" not in str(caught.value)

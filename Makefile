@@ -24,7 +24,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 
 test: lint
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -95,7 +95,8 @@ def _known(verb: str, recipe: Sequence[str]) -> list[str]:
         settings = compose(verb, list(recipe))
     except HydraException:
         settings = compose(verb)
-    return list(config.leaves(OmegaConf.to_container(settings, resolve=False)))
+    leaves = config.leaves(OmegaConf.to_container(settings, resolve=False))
+    return sorted({*leaves, *(name.rpartition(".")[0] for name in leaves if "." in name)})
 
 
 def _options(folder: str) -> list[str]:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MISSING = "???"  # what a mandatory setting holds until it is given
+PLAIN_TYPES = (int, float, bool, str, list, NoneType)  # what a YAML holds, sections aside
 ALLOWED_PACKAGES = ("deeplab_recipes", "torch", "torchvision", "pytorch_lightning", "torchmetrics")
 # Settings that say where and how fast, not what: a change of these is no deviation from a published result.
 NEUTRAL = (
@@ -81,9 +83,51 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], pat
     for key in values:
         if key not in parameters:
             raise ValueError(f"unknown setting {path}.{key}; {suggestion(key, parameters)}")
+    check_types(function, values, path)
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in values and n != "self"]
     if complete and missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
+
+
+def check_types(function: Callable[..., Any], values: Mapping[str, Any], path: str) -> None:
+    """Compare what a YAML can hold (numbers, words, switches, lists) with a callable's annotations.
+
+    Raises:
+        ValueError: for a value of another type.
+    """
+    try:
+        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (NameError, TypeError):  # annotations that cannot be resolved promise nothing
+        return
+    for key, value in values.items():
+        if isinstance(value, PLAIN_TYPES) and not _fits(value, hints.get(key, Any)):
+            name = key if path == "settings" else f"{path}.{key}"
+            raise ValueError(f"{name} is {value!r}; it takes {_spelled(hints[key])}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    kind = get_origin(hint) or hint
+    if not inspect.isclass(kind):
+        return True
+    if kind in (int, float):
+        return type(value) is int or (type(value) is float and kind is float)
+    if kind in (Sequence, tuple):
+        return isinstance(value, list)
+    return isinstance(value, kind) if kind is not Any else True
+
+
+def _spelled(hint: Any) -> str:
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        kinds = [kind for kind in get_args(hint) if get_origin(kind) or kind in PLAIN_TYPES]
+        return " or ".join(map(_spelled, kinds))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    names = {NoneType: "null", int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    return names.get(hint) or ("a list" if get_origin(hint) in (Sequence, tuple, list) else str(hint))
 
 
 def suggestion(key: str, valid: Iterable[str]) -> str:
@@ -113,23 +157,40 @@ def differences(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def explain_override(message: str, known: Sequence[str], groups: Sequence[str]) -> str:
-    """Turn Hydra's message about an override into one that names the closest valid key."""
+def explain_override(message: str, known: Sequence[str], options: Sequence[str]) -> str:
+    """Turn Hydra's message about an override into one that names the closest valid key.
+
+    Args:
+        message: Hydra's.
+        known: all settings, as dotted names.
+        options: all choices of the groups, as group/choice.
+    """
     match = re.search(r"Could not override '([^']+)'", message) or re.search(r"Key '([^']+)' is not in struct", message)
     if match:
-        return f"unknown setting {match[1]}; {_closest(match[1], known)}"
-    match = re.search(r"Could not find '([^']+)'", message) or re.search(r"In '[^']+': (.*)", message)
+        return f"unknown setting {match[1]}{_closest(match[1], [k for k in known if '._' not in k])}"
+    match = re.search(r"Could not find '([^']+)'", message)
     if match:
-        return f"there is no {match[1]}; {_closest(match[1], groups)}"
+        group, _, choice = match[1].rpartition("/")
+        valid = [option.split("/")[-1] for option in options if option.startswith(f"{group}/")]
+        if valid:
+            return f"there is no {group} {choice!r}; {suggestion(choice, valid)}"
+        return f"there is no group {group or choice!r}{_closest(group or choice, {o.split('/')[0] for o in options})}"
     return message.strip().splitlines()[0]
 
 
-def _closest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else "see --cfg job for all settings, --help for the groups"
+def _closest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else "; --cfg job shows all settings"
 
 
 DATA_SETTINGS = ("batch_size", "evaluate_batch_size", "protocol")
+
+
+def require_known(values: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise ValueError for a top-level setting that was added (+key=value) but nothing reads."""
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown setting {key}; {suggestion(key, [*known, 'recipe'])}")
 
 
 def build_parts(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,11 +222,14 @@ def assemble(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]
     """
     from deeplab_recipes.training import Run
 
+    fields = Run.__dataclass_fields__.keys() - {"overrides"}
+    require_known(values, sorted({*fields, *DATA_SETTINGS, "resume"}))
     require_data_root(values)
     parts = build_parts({key: value for key, value in values.items() if key != "resume"})
     data = parts.pop("data")
     shared = {key: parts.pop(key) for key in DATA_SETTINGS}
     check_arguments(Run, parts, "settings", complete=False)
+    check_arguments(data.func, shared, "settings", complete=False)
     return Run(**parts, data=data(**shared, seed=values["seed"]), overrides=overrides)
 
 

@@ -105,7 +105,7 @@ class SegmentationModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean IoU over the whole set and all devices, and keep it with the classes' own in `evaluation`."""
         miou = self.miou.compute()
-        self.log("miou", miou.float())
+        self.log("miou", miou.float(), logger=False)
         self.evaluation = {
             "step": self.trainer.global_step,
             "miou": float(miou),

@@ -104,6 +104,7 @@ class TrainerSettings:
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            log_every_n_steps=1,  # `Reporter` decides when something is logged
         )
 
 

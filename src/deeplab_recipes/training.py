@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ PICTURE_WIDTH = 320  # smaller scenes are enlarged to about this in pictures
 NOT_APPLICABLE = (
     ".*does not have many workers.*",  # data.workers is chosen from the cores at hand
     ".*exists and is not empty.*",  # the run directory is checked before
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of torch
 )
 
 
@@ -68,7 +69,7 @@ class Run:
     schedule: Callable[[float], float]
     trainer: TrainerSettings
     seed: int
-    run_dir: Path
+    run_dir: str | Path
     microbatch_size: int | None = None
     methods: Mapping[str, pl.Callback] = field(default_factory=dict)
     logger: Callable[..., Logger] | None = None
@@ -105,6 +106,10 @@ class Run:
         if self.loss.weights["dice"] and self.loss.normalize == "global" and self.split.accumulation > 1:
             raise ValueError("Dice over a global batch has no exact form over microbatches: leave microbatch_size out")
         self.network = self.model(num_classes=self.data.num_classes)
+        try:  # a setting out of range is refused now, not when training starts
+            self.optimizer(self.network.parameters())
+        except ValueError as error:
+            raise ValueError(f"optimizer: {error}") from None
 
     @property
     def steps(self) -> int:
@@ -240,6 +245,7 @@ def _opening_record(run: Run) -> dict[str, Any]:
         "hardware": record.hardware(run.split.world_size),
         "versions": record.versions(),
         **record.commit(),
+        "published": asdict(run.published) if run.published else None,
         "deviations": run.deviations(),
         "data": {"root": str(run.data.root), "fingerprint": run.data.fingerprint()},
     }

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deeplab_recipes.model.backbones import Backbone, build_backbone
 from deeplab_recipes.model.heads import DECODER_CHANNELS, build_head
 from deeplab_recipes.model.initializers import apply_initializers
-from deeplab_recipes.model.weights import is_pretrained, load_backbone_weights
+from deeplab_recipes.model.weights import load_backbone_weights
 
 MINIMUM_SIZE = 33
 
@@ -124,6 +124,7 @@ def build_deeplab(
     untrained = {"backbone_weights": None, "initializers": []}
     arguments = {**names, "width_multiplier": width_multiplier, **settings, **untrained}
     model = DeepLab(features, classifier, arguments)
-    apply_initializers(model.head if is_pretrained(backbone_weights) else model, initializers)
+    # The weights come last and replace the whole backbone, so that the initializers then decide the head.
+    apply_initializers(model, initializers)
     load_backbone_weights(model.backbone, backbone_weights, architecture=backbone)
     return model

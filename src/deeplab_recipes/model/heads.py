@@ -100,7 +100,8 @@ def _mmseg_heads() -> Any:
             warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
             from mmseg.models import decode_heads
     except (ImportError, AssertionError) as error:  # mmseg asserts the version of mmcv
-        raise ImportError(f"{_remedy(str(error))} (importing mmseg failed: {error})") from error
+        reason = " ".join(str(error).split())
+        raise ImportError(f"{_remedy(reason)} (importing mmseg failed: {reason})") from error
     return decode_heads
 
 

@@ -18,11 +18,6 @@ from deeplab_recipes.model.choices import did_you_mean
 ADDRESS_FORM = "ADDRESS#sha256=HEX"
 
 
-def is_pretrained(spec: str | None) -> bool:
-    """Return whether a ``backbone_weights`` setting asks for weights."""
-    return spec is not None and str(spec).lower() != "none"
-
-
 def load_backbone_weights(backbone: Backbone, spec: str | None, *, architecture: str) -> None:
     """Load pretrained weights into ``backbone``, in place; every weight or an error.
 
@@ -41,9 +36,10 @@ def load_backbone_weights(backbone: Backbone, spec: str | None, *, architecture:
         ValueError: an unknown name, a wrong hash, a file that is no checkpoint or does not fit the network.
         ConnectionError: the file cannot be fetched; says where to put it by hand.
     """
-    if is_pretrained(spec):
-        path = _locate(str(spec), architecture)
-        _fill(backbone, _tensors(_read(path), path), f"{path} does not fit {architecture}")
+    if spec is None or str(spec).lower() == "none":
+        return
+    path = _locate(str(spec), architecture)
+    _fill(backbone, _tensors(_read(path), path), f"{path} does not fit {architecture}")
 
 
 def _locate(spec: str, architecture: str) -> Path:

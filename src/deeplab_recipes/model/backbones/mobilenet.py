@@ -6,7 +6,7 @@ from torch import Tensor
 from deeplab_recipes.model.backbones.base import Backbone, dilate
 
 LOW_LEVEL = 3  # the last block at stride 4: 24 channels at width 1.0
-STRIDE_16, STRIDE_32, LAST = 7, 13, 17  # the blocks that halve to these strides; the last inverted residual
+STRIDE_16, STRIDE_32, LAST = 7, 14, 17  # the blocks that halve to these strides; the last inverted residual
 
 
 class MobileNetV2Backbone(Backbone):

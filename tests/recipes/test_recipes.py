@@ -1,0 +1,146 @@
+"""Every shipped recipe: its numbers are the published ones, and it builds and takes a step with its own parts."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deeplab_recipes import config
+from deeplab_recipes.config import leaves
+from deeplab_recipes.training import train
+
+RECIPES = sorted(path.stem for path in (config.yamls_folder() / "recipe").glob("*.yaml"))
+REPOSITORY = Path(__file__).parents[2]
+
+ADE20K_SQUARE = {
+    "data.source._target_": "deeplab_recipes.data.sources.ADE20k",
+    "data.source.drop_grey": True,
+    "data.pipeline": "square",
+    "data.crop_size": [512, 512],
+    "data.base_size": [512, 512],
+    "data.scale_range": [0.5, 2.0],
+    "data.max_class_share": 0.75,
+    "data.flip": 0.5,
+    "data.photometric": "square",
+    "data.evaluate_sizes.square": [512, 512],
+    "data.mean": [123.675, 116.28, 103.53],
+    "data.std": [58.395, 57.12, 57.375],
+    "protocol": "square",
+    "model.backbone": "resnet101",
+    "model.head": "deeplabv3plus",
+    "model.output_stride": 8,
+    "model.aspp_dilations": None,
+    "model.aspp_channels": 512,
+    "model.decoder_channels": 48,
+    "model.dropout": 0.1,
+    "model.initializers": ["kaiming_normal", "bn_ones"],
+    "loss.cross_entropy": 1.0,
+    "loss.dice": 0.0,
+    "loss.denominator": "valid",
+    "loss.normalize": "device",
+    "optimizer.lr": 0.01,
+    "optimizer.momentum": 0.9,
+    "optimizer.dampening": 0,
+    "optimizer.nesterov": False,
+    "trainer.precision": "16-mixed",
+    "trainer.sync_batchnorm": True,
+    "seed": 17,
+    "microbatch_size": None,
+    "published.devices": 8,
+    "published.protocol": "square",
+    "published.training_images": 20206,
+}
+NUMBERS: dict[str, dict[str, Any]] = {
+    "ade20k_typical": {
+        **ADE20K_SQUARE,
+        "optimizer._target_": "torch.optim.SGD",
+        "optimizer.weight_decay": 5.0e-4,
+        "schedule._target_": "deeplab_recipes.optimization.polynomial",
+        "schedule.power": 0.9,
+        "schedule.alpha_f": 0.01,
+        "trainer.max_epochs": 127,
+        "batch_size": 16,
+        "model.backbone_weights": "imagenet1k_v1",
+        "published.miou": 44.17,
+        "published.miou_std": 0.17,
+        "published.hours": 6.385,
+    },
+    "ade20k_composer": {
+        **ADE20K_SQUARE,
+        "optimizer._target_": "deeplab_recipes.optimization.DecoupledSGDW",
+        "optimizer.weight_decay": 2.0e-5,
+        "schedule._target_": "deeplab_recipes.optimization.cosine",
+        "schedule.alpha_f": 0.0,
+        "trainer.max_epochs": 128,
+        "batch_size": 32,
+        "model.backbone_weights": "imagenet1k_v2",
+        "published.miou": 45.764,
+        "published.miou_std": 0.29,
+        "published.hours": 4.67,
+    },
+    "camvid_mobilenet_v2": {
+        "data.source._target_": "deeplab_recipes.data.sources.CamVid",
+        "data.evaluate_sizes.keep_ratio": [480, 360],
+        "protocol": "keep_ratio",
+        "model.backbone": "mobilenet_v2",
+        "model.output_stride": 16,
+    },
+    "quickstart": {"data.source._target_": "deeplab_recipes.data.sources.DrawnScenes", "protocol": "keep_ratio"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_numbers_are_the_published_ones(recipe: str, compose_settings: Callable[..., dict[str, Any]]) -> None:
+    found = leaves(compose_settings(f"+recipe={recipe}"))
+    assert {key: found[key] for key in NUMBERS[recipe]} == NUMBERS[recipe]
+    assert found["name"] == recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_builds_and_takes_a_step_with_its_own_parts(
+    recipe: str, compose_settings: Callable[..., dict[str, Any]], tiny_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    source = leaves(compose_settings(f"+recipe={recipe}"))["data.source._target_"].rsplit(".", 1)[1]
+    small = ["data.source.training=4", "data.source.validation=2"] if source == "DrawnScenes" else []
+    settings = compose_settings(
+        f"+recipe={recipe}",
+        *small,
+        f"data.root={tiny_sets.get(source, tmp_path / 'scenes')}",
+        "data.crop_size=[65,65]",
+        "data.base_size=[80,80]",
+        "data.evaluate_sizes={square:[65,65],keep_ratio:[80,65]}",
+        "data.workers=0",
+        "batch_size=2",
+        "trainer.max_steps=1",
+        "trainer.progress=false",
+        "model.backbone_weights=none",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    result = train(config.assemble(settings, {}))
+    assert result["status"] == "finished"
+    assert 0 <= result["evaluations"][0]["miou"] <= 100
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    losses = [float(row.split(",")[3]) for row in rows[1:] if row.split(",")[3]]
+    assert losses
+    assert all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_file_is_short_and_says_what_it_reproduces(recipe: str) -> None:
+    lines = (config.yamls_folder() / "recipe" / f"{recipe}.yaml").read_text().splitlines()
+    header = [line for line in lines if line.startswith("#")]
+    assert header[0] == "# @package _global_"
+    for word in ("Reproduces|Makes", "Expected", "Hardware", "Command", "Try also"):
+        assert any(re.match(f"# ({word}) ", line) for line in header), word
+    assert any(f"+recipe={recipe}" in line or "make quickstart" in line for line in header)
+    assert len(lines) - len(header) <= 40
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_has_a_card_and_a_row(recipe: str) -> None:
+    card = REPOSITORY / "recipes" / f"{recipe}.md"
+    assert f"+recipe={recipe}" in card.read_text()
+    assert f"({recipe}.md)" in (REPOSITORY / "recipes" / "README.md").read_text()

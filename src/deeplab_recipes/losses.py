@@ -5,6 +5,7 @@ Each loss is 0 with zero gradients where every pixel is ignored (the originals g
 through the sum. With it, the value is exactly the loss of the whole global batch.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 GroupSum = Callable[[Tensor], Tensor]
 Denominator = Literal["valid", "all"]
 Normalize = Literal["device", "global"]
+TINY = torch.finfo(torch.float32).tiny  # as a denominator it leaves a sum over no pixels at 0
 
 
 def cross_entropy(
@@ -38,10 +40,11 @@ def cross_entropy(
     Raises:
         ValueError: for an unknown denominator.
     """
-    total = F.cross_entropy(_full(logits), target.long(), ignore_index=ignore_index, reduction="sum")
+    # Summed here and not by torch, whose own sum is not deterministic on a GPU.
+    total = F.cross_entropy(_full(logits), target.long(), ignore_index=ignore_index, reduction="none").sum()
     if count is None:
         count = count_pixels(target, ignore_index=ignore_index, denominator=denominator)
-    return total / count.clamp(min=1)
+    return total / count.to(total.dtype).clamp(min=TINY)
 
 
 def count_pixels(target: Tensor, *, ignore_index: int = 255, denominator: Denominator = "valid") -> Tensor:
@@ -58,8 +61,9 @@ def dense_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
     A pixel whose target is zero in every class is thereby ignored.
     """
+    target = _full(target)
     per_pixel = -(target * _full(logits).log_softmax(dim=1)).sum(dim=1)
-    return per_pixel.sum() / target.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return per_pixel.sum() / target.sum().clamp(min=TINY)
 
 
 def dice(
@@ -85,11 +89,8 @@ def dice(
     valid = (target != ignore_index).unsqueeze(1)
     index = target.long().unsqueeze(1).masked_fill(~valid, 0)
     probability = _full(logits).softmax(dim=1) * valid
-    at_target = probability.gather(1, index)
-    shape = (logits.shape[1],)
-    flat = index.flatten()
-    intersection = at_target.new_zeros(shape).index_add(0, flat, at_target.flatten())
-    truth = at_target.new_zeros(shape).index_add(0, flat, valid.flatten().to(at_target.dtype))
+    intersection = _sum_by_class(probability.gather(1, index), index, logits.shape[1])
+    truth = _sum_by_class(valid.to(probability.dtype), index, logits.shape[1])
     mass = probability.sum(dim=(0, 2, 3))
     if group_sum is not None:
         intersection, truth, mass = group_sum(torch.stack([intersection, truth, mass])).unbind()
@@ -98,9 +99,15 @@ def dice(
     return (per_class * present).sum() / present.sum().clamp(min=1)
 
 
-def _full(logits: Tensor) -> Tensor:
-    """Half-precision logits as float32; float32 and float64 as they are."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
+    """Sum values (B, 1, H, W) by class index, row by row first: one float32 sum of millions rounds everything away."""
+    rows, classes = values.flatten(0, 2), index.flatten(0, 2)
+    return values.new_zeros(len(rows), num_classes).scatter_add(1, classes, rows).sum(0)
+
+
+def _full(values: Tensor) -> Tensor:
+    """Half-precision numbers as float32; float32 and float64 as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class SegmentationLoss(nn.Module):
@@ -129,8 +136,8 @@ class SegmentationLoss(nn.Module):
     ):
         super().__init__()
         weights = {"cross_entropy": float(cross_entropy), "dice": float(dice)}
-        if min(weights.values()) < 0 or sum(weights.values()) == 0:
-            raise ValueError(f"loss weights are {weights}; valid are numbers >= 0 of which one is above 0")
+        if min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
+            raise ValueError(f"loss weights are {weights}; valid are finite numbers >= 0 of which one is above 0")
         if denominator not in ("valid", "all"):
             raise ValueError(f"loss.denominator is {denominator!r}; valid are 'valid' and 'all'")
         if normalize not in ("device", "global"):

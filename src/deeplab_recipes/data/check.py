@@ -1,47 +1,45 @@
 """Finding unusable data before training: sizes of every pair from the file headers, content of a sample of them."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from deeplab_recipes.data.dataset import read_pair
+from deeplab_recipes.data.dataset import OnCorrupt, open_picture, read_pair, require_same_size
 from deeplab_recipes.data.sources.base import Pair
 
 
-def check_pairs(
-    pairs: list[Pair], table: np.ndarray, *, samples: int, on_corrupt: Literal["raise", "skip"] = "raise"
-) -> None:
+def check_pairs(pairs: list[Pair], table: np.ndarray, *, samples: int, on_corrupt: OnCorrupt = "raise") -> None:
     """Compare image and label sizes of all pairs, and decode `samples` pairs spread evenly over them.
 
-    With `on_corrupt="skip"` unreadable pairs are left for training to skip and count.
+    With `on_corrupt="skip"` unusable pairs are left for training to skip and count, unless every pair of the sample
+    is one: then it is the set that does not fit (another label encoding, say), not a file.
 
     Raises:
         ValueError: names the first file that cannot be used, and why.
     """
-    if on_corrupt == "skip" or samples == 0:
+    if samples == 0:
         return
     chosen = pairs if samples >= len(pairs) else [pairs[i] for i in np.linspace(0, len(pairs) - 1, samples).astype(int)]
     with ThreadPoolExecutor(8) as pool:
+        if on_corrupt == "skip":
+            problems = list(pool.map(lambda pair: _problem(pair, table), chosen))
+            if all(problems):
+                raise ValueError(f"none of the {len(chosen)} pairs looked at can be used. The first: {problems[0]}")
+            return
         for _ in pool.map(_check_sizes, pairs):
             pass
         for _ in pool.map(lambda pair: read_pair(pair, table), chosen):
             pass
 
 
-def _check_sizes(pair: Pair) -> None:
-    image, label = _size(pair.image), _size(pair.label)
-    if image != label:
-        raise ValueError(
-            f"{pair.image} is {image[0]} x {image[1]} pixels but {pair.label} is {label[0]} x {label[1]}; "
-            "an image and its labels must have the same size"
-        )
-
-
-def _size(path: object) -> tuple[int, int]:
+def _problem(pair: Pair, table: np.ndarray) -> str | None:
     try:
-        with Image.open(path) as picture:
-            return picture.size
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error}); replace it or remove the pair") from None
+        read_pair(pair, table)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check_sizes(pair: Pair) -> None:
+    with open_picture(pair.image) as image, open_picture(pair.label) as label:
+        require_same_size(pair, image.size[::-1], label.size[::-1])

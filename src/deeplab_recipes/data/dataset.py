@@ -1,6 +1,8 @@
 """Reading pairs and turning them into samples; what a worker process runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,17 +20,26 @@ OnCorrupt = Literal["raise", "skip"]
 BLANK_SIZE = 33  # the smallest image the models take
 
 
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; what Pillow raises about a broken one, then or later, becomes a ValueError that names the file."""
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error}); replace it or remove the pair") from None
+
+
 def read_image(pair: Pair) -> np.ndarray:
     """Decode a photograph to (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: if it cannot be decoded; names the file.
+        ValueError: if it cannot be decoded or has more than 8 bits a channel; names the file.
     """
-    try:
-        with Image.open(pair.image) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{pair.image}: cannot be read as a picture ({error}); replace it or remove the pair") from None
+    with open_picture(pair.image) as image:
+        if image.mode[0] in "IF":  # Pillow would clip their values to 255
+            raise ValueError(f"{pair.image}: an image must have 8 bits a channel, this one has mode {image.mode}")
+        return np.asarray(image.convert("RGB"))
 
 
 def read_labels(pair: Pair, table: np.ndarray) -> np.ndarray:
@@ -37,11 +48,8 @@ def read_labels(pair: Pair, table: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: if it cannot be decoded or holds a value outside the classes; names the file and the value.
     """
-    try:
-        with Image.open(pair.label) as image:
-            stored = np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{pair.label}: cannot be read as a picture ({error}); replace it or remove the pair") from None
+    with open_picture(pair.label) as picture:
+        stored = np.asarray(picture)
     return decode_labels(stored, table, name=str(pair.label))
 
 
@@ -52,12 +60,17 @@ def read_pair(pair: Pair, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ValueError: as `read_image` and `read_labels`, or if their sizes differ.
     """
     image, labels = read_image(pair), read_labels(pair, table)
-    if image.shape[:2] != labels.shape:
-        raise ValueError(
-            f"{pair.image} is {image.shape[1]} x {image.shape[0]} pixels but {pair.label} is "
-            f"{labels.shape[1]} x {labels.shape[0]}; an image and its labels must have the same size"
-        )
+    require_same_size(pair, image.shape[:2], labels.shape)
     return image, labels
+
+
+def require_same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+    """Raise ValueError that names both files if the (height, width) of an image and of its labels differ."""
+    if image != label:
+        raise ValueError(
+            f"{pair.image} is {image[1]} x {image[0]} pixels but {pair.label} is {label[1]} x {label[0]}; "
+            "an image and its labels must have the same size"
+        )
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):

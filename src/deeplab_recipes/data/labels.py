@@ -9,9 +9,18 @@ INVALID = 254  # marks stored values that the encoding does not know; never leav
 
 
 def encoding(mapping: Mapping[int, int]) -> np.ndarray:
-    """Return a table (256,) uint8 from stored value to class; values that `mapping` lacks are invalid."""
+    """Return a table (256,) uint8 from stored value to class; values that `mapping` lacks are invalid.
+
+    Raises:
+        ValueError: if a stored value is not in 0..255, or a class is neither in 0..253 nor 255.
+    """
     table = np.full(256, INVALID, dtype=np.uint8)
     for stored, label in mapping.items():
+        if not (0 <= stored <= 255 and (0 <= label < INVALID or label == IGNORE)):
+            raise ValueError(
+                f"label {stored} -> class {label} does not fit: a label picture stores 0..255, and there can be at most "
+                f"{INVALID} classes (0..{INVALID - 1}; {IGNORE} is ignored)"
+            )
         table[stored] = label
     return table
 
@@ -23,7 +32,7 @@ def plain_encoding(num_classes: int, *, ignore: tuple[int, ...] = (IGNORE,)) -> 
 
 def shifted_encoding(num_classes: int) -> np.ndarray:
     """Return ADE20k's table: 0 is unlabelled (255), 1..C become 0..C-1; 255 stays ignored."""
-    return encoding({0: IGNORE, IGNORE: IGNORE, **{c + 1: c for c in range(num_classes)}})
+    return encoding({**{c + 1: c for c in range(num_classes)}, 0: IGNORE, IGNORE: IGNORE})
 
 
 def decode_labels(stored: np.ndarray, table: np.ndarray, *, name: str) -> np.ndarray:

@@ -1,11 +1,13 @@
 """The data module: a source, its transforms, and loaders for any number of devices."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -85,10 +87,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         _require("data.on_corrupt", on_corrupt, ("raise", "skip"))
         self.root = Path(root)
         self.source = source(str(root))
-        self.batch_size, self.evaluate_batch_size = batch_size, evaluate_batch_size
-        self.photometric, self.protocol, self.seed = photometric, protocol, seed
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.workers, self.check_samples, self.on_corrupt = workers, check_samples, on_corrupt
+        self.batch_size = _whole("batch_size", batch_size, least=1)
+        self.evaluate_batch_size = _whole("evaluate_batch_size", evaluate_batch_size, least=1)
+        self.photometric, self.protocol, self.on_corrupt = photometric, protocol, on_corrupt
+        self.seed = _whole("seed", seed, least=0)
+        self.mean, self.std = _channels("data.mean", mean, above=-1), _channels("data.std", std, above=0)
+        self.workers = workers if workers == "auto" else _whole("data.workers", workers, least=0, other='or "auto"')
+        self.check_samples = _whole("data.check_samples", check_samples, least=0)
         self.training_transform = TrainingTransform(
             pipeline=pipeline,
             crop_size=_size("data.crop_size", crop_size),
@@ -131,18 +136,20 @@ class SegmentationDataModule(pl.LightningDataModule):
             dataset = self.dataset(split, training=training)
             check_pairs(dataset.pairs, dataset.table, samples=self.check_samples, on_corrupt=self.on_corrupt)
 
-    def sampler(self, *, rank: int = 0, world_size: int = 1, start: int = 0) -> TrainingSampler:
-        """Return the order of training samples of one device."""
+    def sampler(
+        self, *, rank: int = 0, world_size: int = 1, steps_done: Callable[[], int] | None = None
+    ) -> TrainingSampler:
+        """Return the order of training samples of one device; see `TrainingSampler`."""
         size = len(self.dataset("train", training=True))
         return TrainingSampler(
-            size, self.batch_size, seed=self.seed, rank=rank, world_size=world_size, start=start
+            size, self.batch_size, seed=self.seed, rank=rank, world_size=world_size, steps_done=steps_done
         )
 
     def train_dataloader(self) -> DataLoader:
         """Return this device's loader; a resumed run goes on after the last batch it took."""
-        rank, world_size, step = self._place()
-        sampler = self.sampler(rank=rank, world_size=world_size)
-        sampler.start = step % sampler.steps_per_epoch
+        rank, world_size = self._place()
+        # Lightning may ask for the loader before it has restored the step, so the sampler asks when it begins.
+        sampler = self.sampler(rank=rank, world_size=world_size, steps_done=self._steps_done)
         dataset = self.dataset("train", training=True)
         share = self.batch_size // world_size
         return self._loader(dataset, sampler, batch_size=share, collate_fn=collate, persistent_workers=True)
@@ -153,7 +160,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
         """Return this device's loader over a part, every image once over all devices."""
-        rank, world_size, _ = self._place()
+        rank, world_size = self._place()
         dataset = self.dataset(split, training=False)
         sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
         return self._loader(dataset, sampler, batch_size=self.evaluate_batch_size, collate_fn=collate_by_size)
@@ -185,16 +192,23 @@ class SegmentationDataModule(pl.LightningDataModule):
                     digest.update(f"{split}/{path.name}:{path.stat().st_size}\n".encode())
         return digest.hexdigest()
 
-    def _place(self) -> tuple[int, int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size, trainer.global_step) if trainer else (0, 1, 0)
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, dataset: SegmentationDataset, sampler: Any, *, persistent_workers: bool = False, **options: Any) -> DataLoader:
+    def _steps_done(self) -> int:
+        return self.trainer.global_step if self.trainer else 0
+
+    def _loader(
+        self, dataset: SegmentationDataset, sampler: Any, *, persistent_workers: bool = False, **options: Any
+    ) -> DataLoader:
         workers = self._worker_count()
         return DataLoader(
             dataset,
             sampler=sampler,
             num_workers=workers,
+            worker_init_fn=_one_thread,
+            # The loader draws a number for its workers, more or less often as there are any; dropout must not notice.
+            generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent_workers and workers > 0,
             **options,
@@ -202,10 +216,15 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _worker_count(self) -> int:
         if self.workers != "auto":
-            return int(self.workers)
+            return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         local_devices = self.trainer.num_devices if self.trainer else 1
         return min(8, max(1, cores // local_devices))
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores as it is; OpenCV would start threads on all of them in each (torch does not)."""
+    cv2.setNumThreads(0)
 
 
 def _require(setting: str, value: Any, valid: Sequence[str]) -> Any:
@@ -214,19 +233,38 @@ def _require(setting: str, value: Any, valid: Sequence[str]) -> Any:
     return value
 
 
-def _size(setting: str, value: Sequence[int]) -> tuple[int, int]:
-    if len(value) != 2 or any(int(v) != v or v < 33 for v in value):
-        raise ValueError(f"{setting} is {list(value)}; it takes two whole numbers of at least 33, like [512,512]")
+def _whole(setting: str, value: Any, *, least: int, other: str = "") -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{setting} is {value!r}; it takes a whole number of at least {least} {other}".rstrip())
+    return value
+
+
+def _numbers(value: Any, count: int) -> bool:
+    """Whether `value` is a sequence of that many finite numbers (a list, a tuple or OmegaConf's list)."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+        return False
+    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+
+
+def _size(setting: str, value: Any) -> tuple[int, int]:
+    if not _numbers(value, 2) or any(v != int(v) or v < 33 for v in value):
+        raise ValueError(f"{setting} is {value}; it takes two whole numbers of at least 33, like [512,512]")
     return int(value[0]), int(value[1])
 
 
-def _range(setting: str, value: Sequence[float]) -> tuple[float, float]:
-    if len(value) != 2 or not 0 < value[0] <= value[1]:
-        raise ValueError(f"{setting} is {list(value)}; it takes two numbers 0 < low <= high, like [0.5,2.0]")
+def _range(setting: str, value: Any) -> tuple[float, float]:
+    if not _numbers(value, 2) or not 0 < value[0] <= value[1]:
+        raise ValueError(f"{setting} is {value}; it takes two numbers 0 < low <= high, like [0.5,2.0]")
     return float(value[0]), float(value[1])
 
 
-def _fraction(setting: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{setting} is {value}; it must be in [0, 1]")
+def _channels(setting: str, value: Any, *, above: float) -> tuple[float, ...]:
+    if not _numbers(value, 3) or any(v <= above for v in value):
+        raise ValueError(f"{setting} is {value}; it takes three numbers above {above}, in levels of 0..255")
+    return tuple(float(v) for v in value)
+
+
+def _fraction(setting: str, value: Any) -> float:
+    if not _numbers([value], 1) or not 0 <= value <= 1:
+        raise ValueError(f"{setting} is {value!r}; it must be in [0, 1]")
     return float(value)

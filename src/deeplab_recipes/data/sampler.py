@@ -1,6 +1,6 @@
 """Which sample a step sees: a function of seed, epoch and step alone, whatever the number of devices or workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,21 +26,29 @@ class TrainingSampler(Sampler[Draw]):
         batch_size: global batch size.
         seed: of the permutations.
         rank, world_size: this device and their number.
-        start: batches of the first epoch iterated that are done already (when a run goes on in mid-epoch).
+        steps_done: asked when an epoch begins for the steps taken so far, so that a run resumed in mid-epoch goes on
+            after its last batch; None: every epoch begins with its first batch.
 
     Raises:
         ValueError: if the batch is larger than the set or not divisible by the world size.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1, start: int = 0
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        steps_done: Callable[[], int] | None = None,
     ):
         if batch_size > size:
             raise ValueError(f"batch_size={batch_size} is larger than the training part ({size} samples)")
         if batch_size % world_size:
             raise ValueError(f"batch_size={batch_size} is not divisible by {world_size} devices")
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size, self.start = rank, world_size, start
+        self.rank, self.world_size, self.steps_done = rank, world_size, steps_done
         self.epoch = 0
 
     @property
@@ -54,18 +62,20 @@ class TrainingSampler(Sampler[Draw]):
 
     def global_batch(self, epoch: int, batch: int) -> list[int]:
         """Return the sample indices of a global batch, in rank order."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+        return self._order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
 
     def __len__(self) -> int:
         return self.steps_per_epoch * (self.batch_size // self.world_size)
 
     def __iter__(self) -> Iterator[Draw]:
-        start, self.start = self.start, 0
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        whole = order[: self.steps_per_epoch * self.batch_size].reshape(-1, self.world_size, self.batch_size // self.world_size)
-        for index in whole[start:, self.rank].ravel().tolist():
+        start = self.steps_done() % self.steps_per_epoch if self.steps_done else 0
+        order = self._order(self.epoch)[: self.steps_per_epoch * self.batch_size]
+        shares = order.reshape(self.steps_per_epoch, self.world_size, -1)
+        for index in shares[start:, self.rank].ravel().tolist():
             yield Draw(self.epoch, index)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.size)
 
 
 class EvaluationSampler(Sampler[int]):

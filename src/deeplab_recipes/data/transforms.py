@@ -33,11 +33,11 @@ def resized_size(pipeline: Pipeline, source: Size, base: Size, scale: float = 1.
         base: see `pipeline`.
         scale: factor on `base`.
     """
-    first, second = int(base[0] * scale), int(base[1] * scale)
+    first, second = max(int(base[0] * scale), 1), max(int(base[1] * scale), 1)
     if pipeline == "square":
         return first, second
     factor = min(max(first, second) / max(source), min(first, second) / min(source))
-    return int(source[0] * factor + 0.5), int(source[1] * factor + 0.5)
+    return max(int(source[0] * factor + 0.5), 1), max(int(source[1] * factor + 0.5), 1)
 
 
 def resize_image(image: np.ndarray, size: Size, pipeline: Pipeline) -> np.ndarray:

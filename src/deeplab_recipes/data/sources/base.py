@@ -36,11 +36,11 @@ def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = 
 
     Raises:
         FileNotFoundError: if a folder is missing or holds no picture.
-        ValueError: if an image has no label or a label no image; names the first ones.
+        ValueError: if an image has no label or a label no image, or two have the same stem; names the first ones.
     """
     suffixes = {s.lower() for s in image_suffixes}
-    found_images = {p.stem: p for p in _files(images) if p.suffix.lower() in suffixes}
-    found_labels = {p.stem: p for p in _files(labels) if p.suffix.lower() == ".png"}
+    found_images = _by_stem(images, suffixes)
+    found_labels = _by_stem(labels, {".png"})
     if not found_images:
         raise FileNotFoundError(f"{images} holds no image ({', '.join(sorted(suffixes))}); check data.root")
     _refuse_unpaired(found_images, found_labels, "image", "label", labels)
@@ -62,10 +62,17 @@ def require_split(split: str, folders: dict[str, str]) -> str:
     return folders[split]
 
 
-def _files(folder: Path) -> list[Path]:
+def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; check data.root")
-    return [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in found:
+            raise ValueError(f"{folder} holds both {found[path.stem].name} and {path.name}; keep one of them")
+        found[path.stem] = path
+    return found
 
 
 def _refuse_unpaired(have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path) -> None:

@@ -30,7 +30,7 @@ class MeanIoU(Metric):
         """Add a batch: logits (B, C, H, W) or labels (B, H, W), and true labels (B, H, W).
 
         Raises:
-            ValueError: if the sizes differ.
+            ValueError: if the sizes differ, or for a label that is no class.
         """
         if prediction.ndim == target.ndim + 1:
             prediction = prediction.argmax(dim=1)
@@ -45,8 +45,9 @@ class MeanIoU(Metric):
         return iou.nanmean().nan_to_num()
 
     def per_class(self) -> Tensor:
-        """Return the IoU of each class (C,), float64, 0..100; NaN for a class with an empty union."""
-        matrix = self.confusion.double()
+        """Return the IoU of each class (C,), float64, 0..100, over all devices; NaN for a class with an empty union."""
+        with self.sync_context(should_sync=not self._is_synced, should_unsync=not self._is_synced):
+            matrix = self.confusion.double()
         intersection = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - intersection
         return 100 * intersection / union
@@ -55,10 +56,21 @@ class MeanIoU(Metric):
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Count (truth, prediction) pairs, (C, C) int64; pixels whose truth is `ignore_index` are dropped.
 
-    One bincount over all pixels: ignored ones go to a bin of their own, which is faster than selecting the others.
+    One bincount over all pixels: ignored ones go to a bin of their own, which is faster than selecting the others,
+    and wrong ones to another.
+
+    Raises:
+        ValueError: for a label that is no class, be it a true one or a predicted one.
     """
-    bins = num_classes * num_classes
-    pairs = target.long() * num_classes + prediction.long()
-    pairs = torch.where(target == ignore_index, bins, pairs)
-    counts = torch.bincount(pairs.flatten(), minlength=bins + 1)
-    return counts[:bins].view(num_classes, num_classes)
+    ignored, wrong = num_classes**2, num_classes**2 + 1
+    truth, found = target.long(), prediction.long()
+    is_class = (truth >= 0) & (truth < num_classes) & (found >= 0) & (found < num_classes)
+    pairs = torch.where(is_class, truth * num_classes + found, wrong)
+    pairs = torch.where(truth == ignore_index, ignored, pairs)
+    counts = torch.bincount(pairs.flatten(), minlength=wrong + 1)
+    if counts[wrong]:
+        raise ValueError(
+            f"{int(counts[wrong])} pixels have a true or a predicted label that is none of the {num_classes} classes; "
+            f"valid are 0 to {num_classes - 1}, and {ignore_index} (ignored) for true labels"
+        )
+    return counts[:ignored].view(num_classes, num_classes)

@@ -21,7 +21,7 @@ ALLOWED_PACKAGES = ("deeplab_recipes", "torch", "torchvision", "pytorch_lightnin
 NEUTRAL = (
     "name", "run_dir", "resume", "pictures", "logger", "published", "plan", "data.root", "data.workers", "data.check_samples",
     "evaluate_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.log_every",
-    "trainer.progress", "trainer.precision", "trainer.deterministic",
+    "trainer.progress", "trainer.precision", "trainer.deterministic", "trainer.evaluate_every",
 )  # fmt: skip
 
 

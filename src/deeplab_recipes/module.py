@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.functional import interpolate
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -31,10 +31,12 @@ class SegmentationModule(pl.LightningModule):
         schedule: the factor on the learning rate at tau, the fraction of all steps done.
         num_classes: C.
         microbatch_size: images of one forward and backward pass; None: the whole share.
+        seed: of dropout, which follows from (seed, step, rank) and so is the same in a run that was resumed.
         card: what a checkpoint carries for those who use it later (class names, colours, sizes); plain containers.
 
     Raises:
-        ValueError: for a microbatch below 1, or Dice normalised globally over microbatches, which has no exact form.
+        ValueError: for a microbatch below 1; in training, for Dice normalised globally over microbatches, which has
+            no exact form.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SegmentationModule(pl.LightningModule):
         schedule: Callable[[float], float],
         num_classes: int,
         microbatch_size: int | None = None,
+        seed: int = 0,
         card: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -55,7 +58,7 @@ class SegmentationModule(pl.LightningModule):
         self.model, self.loss = model, loss
         self.optimizer, self.schedule = optimizer, schedule
         self.microbatch_size = microbatch_size
-        self.card = card or {}
+        self.seed, self.card = seed, card or {}
         self.miou = MeanIoU(num_classes, ignore_index=loss.ignore_index)
         self.evaluation: dict[str, Any] = {}
         self.corrupt = {"train": set[int](), "validation": set[int]()}
@@ -67,13 +70,18 @@ class SegmentationModule(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer and its schedule over all steps of the run."""
         optimizer = self.optimizer(self.model.parameters())
-        total = max(int(self.trainer.estimated_stepping_batches), 1)
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / total))
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(self._share_done(step)))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _share_done(self, step: int) -> float:
+        # At step 0 the trainer is not asked: it would make the loaders for its answer, and when a run is resumed that
+        # has to wait until it is known where in the epoch it goes on.
+        return step / int(self.trainer.estimated_stepping_batches) if step else 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Take one optimizer step on this device's share of the global batch; returns the losses, detached."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        self._seed_step()
         count = self._count(batch["label"])
         totals: dict[str, Tensor] = {}
         parts = self._split(batch)
@@ -105,7 +113,7 @@ class SegmentationModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean IoU over the whole set and all devices, and keep it with the classes' own in `evaluation`."""
         miou = self.miou.compute()
-        self.log("miou", miou.float(), logger=False)
+        self.log("miou", miou.float(), logger=False, sync_dist=True)  # the same on all devices already
         self.evaluation = {
             "step": self.trainer.global_step,
             "miou": float(miou),
@@ -116,8 +124,14 @@ class SegmentationModule(pl.LightningModule):
         """Add the card."""
         checkpoint["deeplab"] = self.card
 
+    def _seed_step(self) -> None:
+        sequence = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
     def _split(self, batch: Batch) -> list[Batch]:
         size = self.microbatch_size or len(batch["label"])
+        if size < len(batch["label"]) and self.loss.normalize == "global" and self.loss.weights["dice"]:
+            raise ValueError("Dice over a global batch has no exact form over microbatches: leave microbatch_size out")
         images, labels = batch["image"].split(size), batch["label"].split(size)
         return [{"image": i, "label": t} for i, t in zip(images, labels, strict=True)]
 
@@ -132,7 +146,7 @@ class SegmentationModule(pl.LightningModule):
         return count / self._world_size()
 
     def _group_sum(self) -> Callable[[Tensor], Tensor] | None:
-        return all_reduce if self.loss.normalize == "global" and self._world_size() > 1 else None
+        return _DeviceSum.apply if self.loss.normalize == "global" and self._world_size() > 1 else None
 
     def _scaled(self, values: dict[str, Tensor], share: float) -> Tensor:
         """The loss of a microbatch: cross entropy is divided by the whole count already, Dice takes its share."""
@@ -155,6 +169,24 @@ class SegmentationModule(pl.LightningModule):
         # Only with data.on_corrupt=skip can a sample be marked; then names matter more than a stalled device.
         if self.card.get("on_corrupt") == "skip" and batch["corrupt"].any():
             self.corrupt[split].update(batch["index"][batch["corrupt"]].tolist())
+
+
+class _DeviceSum(torch.autograd.Function):
+    """Sum over all devices. What each device makes of the sum adds to the gradient of every one."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the sum."""
+        values = values.clone()
+        distributed.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the sum of all devices' gradients."""
+        gradient = gradient.clone()
+        distributed.all_reduce(gradient)
+        return gradient
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -1,6 +1,7 @@
 """A run from settings to result.json: build the parts, fit, evaluate, write the record."""
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -122,6 +123,18 @@ class Run:
             self.overrides, self.published, self.split, self.trainer.resolved_precision(), self.loss.normalize
         )
 
+    def notes(self) -> list[str]:
+        """List what a user may not expect: settings without effect here, and batch norm's share of the batch."""
+        notes = []
+        if self.trainer.sync_batchnorm and not (self.trainer.on_gpu() and self.split.world_size > 1):
+            where = "without a GPU" if self.split.world_size > 1 else "on one device"
+            notes.append(f"trainer.sync_batchnorm=true has no effect {where}")
+        if self.split.bn_batch < self.split.batch_size:
+            notes.append(f"batch norm sees {self.split.bn_batch} images at a time, the batch has {self.split.batch_size}")
+        if self.trainer.precision not in ("auto", self.trainer.resolved_precision()):
+            notes.append(f"{self.trainer.precision} needs a GPU; computing in {self.trainer.resolved_precision()}")
+        return notes
+
     def card(self) -> dict[str, Any]:
         """Return what a checkpoint carries besides weights."""
         source = self.data.source
@@ -147,6 +160,7 @@ class Run:
             schedule=self.schedule,
             num_classes=self.data.num_classes,
             microbatch_size=self.split.microbatch,
+            seed=self.seed,
             card=self.card(),
         )
 
@@ -170,6 +184,8 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
     run.run_dir.mkdir(parents=True, exist_ok=True)
     result = _opening_record(run)
     _write_record(run, result, settings)
+    for note in run.notes() if run.lightning.is_global_zero and run.trainer.progress else ():
+        print(f"note: {note}", file=sys.stderr)
     started = time.perf_counter()
     try:
         _fit(run, module, checkpoint)
@@ -258,7 +274,7 @@ def _closing_record(run: Run, module: SegmentationModule, seconds: float) -> dic
     return {
         "status": "finished",
         "images_per_second": round(run.reporter.images_per_second(), 2),
-        "hours": round(seconds / 3600, 4),
+        "hours": round(seconds / 3600, 6),
         "peak_memory": record.peak_memory(),
         "checkpoint": {"best": str(run.checkpoints.best), "sha256": record.sha256(run.checkpoints.best)},
         "skipped": {split: _names(run, split, indices) for split, indices in module.corrupt.items()},
@@ -312,8 +328,8 @@ def _report(run: Run, result: Mapping[str, Any]) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Lightning's greetings and a few warnings that do not apply here off the screen."""
-    logger = logging.getLogger("pytorch_lightning")
-    levels = [(log, log.level) for log in (logger, logging.getLogger("lightning.pytorch"))]
+    loggers = map(logging.getLogger, ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"))
+    levels = [(log, log.level) for log in loggers]
     with warnings.catch_warnings():
         for message in NOT_APPLICABLE:
             warnings.filterwarnings("ignore", message=message)

@@ -104,14 +104,17 @@ def built(run: Run) -> list[Any]:
         run.lightning.num_nodes,
         torch.are_deterministic_algorithms_enabled(),
         [type(callback) for callback in run.lightning.callbacks],
+        run.notes(),
         (loader.num_workers, evaluation.batch_size),
+        run.data.dataset("validation", training=False)[0]["image"].tobytes(),
     ]
 
 
 def left_behind(run: Run, settings: dict[str, Any]) -> list[Any]:
     screen = StringIO()
     with redirect_stderr(screen):
-        result = train(run, resume=settings["resume"])
+        train(run, resume=settings["resume"])
+    result = json.loads((run.run_dir / "result.json").read_text())
     rows = [line.split(",") for line in (run.run_dir / "metrics.csv").read_text().splitlines()]
     header = rows[0]
     timing = [header.index("seconds"), header.index("images_per_second")]
@@ -179,6 +182,21 @@ def test_leaf_acts(
         if differs(recipe, leaf, root, tmp_path / recipe, monkeypatch, _baseline):
             return
     pytest.fail(f"changing {leaf} changes nothing in any recipe")
+
+
+@pytest.mark.parametrize("recipe", BASES)
+def test_nothing_differs_without_a_change(
+    recipe: str,
+    tiny_sets: dict[str, Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = BASES[recipe][0]
+    root = tiny_sets[source] if source else tmp_path_factory.getbasetemp() / "scenes"
+    first, second = (Outcome(SETTINGS[recipe], root, tmp_path / name, monkeypatch) for name in "ab")
+    assert first.built == second.built
+    assert first.left() == second.left()
 
 
 def test_bases_cover_every_recipe() -> None:

@@ -100,7 +100,9 @@ def turn_hue(pixels: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
         chosen = active.nonzero().flatten()
         if len(chosen) == 0:
             return pixels
-        return pixels.index_copy(0, chosen, _hsv(pixels[chosen], hue[chosen], saturation[chosen]))
+        turned = pixels.clone()
+        turned[chosen] = _hsv(pixels[chosen], hue[chosen], saturation[chosen])
+        return turned
     return torch.where(active.view(-1, 1, 1, 1), _hsv(pixels, hue, saturation), pixels)
 
 
@@ -119,7 +121,7 @@ def _hsv(pixels: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
     for offset in (5, 3, 1):
         k = (sixth + offset) % 6
         channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=1)
+    return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # channels-last memory, as it came from the loader
 
 
 def _contrast(pixels: Tensor, factor: Tensor, mask: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def plain_encoding(num_classes: int, *, ignore: tuple[int, ...] = (IGNORE,)) -> 
 
 def shifted_encoding(num_classes: int) -> np.ndarray:
     """Return ADE20k's table: 0 is unlabelled (255), 1..C become 0..C-1; 255 stays ignored."""
-    return encoding({**{c + 1: c for c in range(num_classes)}, 0: IGNORE, IGNORE: IGNORE})
+    return encoding({0: IGNORE, IGNORE: IGNORE, **{c + 1: c for c in range(num_classes)}})
 
 
 def decode_labels(stored: np.ndarray, table: np.ndarray, *, name: str) -> np.ndarray:

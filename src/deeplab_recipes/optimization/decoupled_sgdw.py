@@ -1,6 +1,7 @@
 """SGD with momentum and decoupled weight decay."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class DecoupledSGDW(Optimizer):
         params: parameters or parameter groups.
         lr: learning rate, also the reference lr_0 that weight decay is scaled by.
         momentum: 0 <= momentum < 1.
-        dampening: 0 <= dampening <= 1.
+        dampening: 0 <= dampening <= 1; the share of a gradient that does not enter the momentum.
         weight_decay: the share of a parameter taken away per step at lr = lr_0.
         nesterov: look ahead along the momentum.
 
@@ -37,13 +38,6 @@ class DecoupledSGDW(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ):
-        if lr <= 0:
-            raise ValueError(f"lr is {lr}; decoupled decay divides by it, so it must be above 0")
-        if not 0 <= momentum < 1 or not 0 <= dampening <= 1 or not 0 <= weight_decay < 1:
-            given = f"momentum={momentum}, dampening={dampening}, weight_decay={weight_decay}"
-            raise ValueError(f"{given}: each must be in [0, 1)")
-        if nesterov and (momentum == 0 or dampening != 0):
-            raise ValueError("nesterov needs momentum > 0 and dampening 0")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -52,8 +46,16 @@ class DecoupledSGDW(Optimizer):
             "nesterov": nesterov,
         }
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with settings of their own; their lr is their reference lr_0.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        group = {**self.defaults, **param_group}
+        _check(group)
+        super().add_param_group({"initial_lr": group["lr"], **param_group})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -89,3 +91,14 @@ class DecoupledSGDW(Optimizer):
             self.state[p]["momentum_buffer"] = p.grad.clone()
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         return torch._foreach_add(gradients, buffers, alpha=momentum) if group["nesterov"] else buffers
+
+
+def _check(group: Mapping[str, Any]) -> None:
+    lr, momentum, dampening, weight_decay = (group[k] for k in ("lr", "momentum", "dampening", "weight_decay"))
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr is {lr}; decoupled decay divides by it, so it must be above 0")
+    if not 0 <= momentum < 1 or not 0 <= dampening <= 1 or not 0 <= weight_decay < 1:
+        given = f"momentum={momentum}, dampening={dampening}, weight_decay={weight_decay}"
+        raise ValueError(f"{given}: momentum and weight_decay must be in [0, 1), dampening in [0, 1]")
+    if group["nesterov"] and (momentum == 0 or dampening != 0):
+        raise ValueError("nesterov needs momentum > 0 and dampening 0")

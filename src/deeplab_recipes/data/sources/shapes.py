@@ -38,17 +38,18 @@ PAINTS = {
 # fmt: on
 CLASSES: tuple[str, ...] = tuple(KEY)
 PALETTE: tuple[Colour, ...] = tuple(KEY.values())
-# Every paint serves several classes; a paint that is listed twice is picked twice as often.
+# Every paint serves several classes. The first of a list is the usual one, the others are rarer.
+USUAL = 4  # times as often
 CHOICES = {
-    "sky": "powder powder powder peach lilac cream rose mint",
-    "ground": "meadow meadow wheat mint cream lilac peach moss",
-    "water": "teal teal powder powder slate lilac heather mint",
-    "road": "slate slate cream wheat lilac brick peach",
-    "wall": "cream cream peach rose powder wheat mint brick",
-    "roof": "brick brick rust slate teal heather moss",
-    "tree": "moss moss meadow teal rust rose wheat",
+    "sky": "powder peach lilac cream rose mint",
+    "ground": "meadow wheat mint cream lilac moss",
+    "water": "teal powder slate lilac heather mint",
+    "road": "slate cream wheat lilac peach rose",
+    "wall": "cream peach rose powder wheat mint brick",
+    "roof": "brick rust slate teal heather moss",
+    "tree": "moss meadow teal rust rose wheat",
     "balloon": "rose rust brick heather wheat teal meadow",
-    "boat": "brick brick cream rust slate teal rose",
+    "boat": "rust brick cream slate teal rose",
 }
 WOOD, WHITE = (112, 84, 66), (250, 246, 238)
 TURN = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -88,7 +89,8 @@ def pick_paints(rng: np.random.Generator) -> dict[str, Colour]:
     """One paint for each class, each used once in a scene if possible, or neighbours might melt together."""
     chosen: dict[str, str] = {}
     for name in rng.permutation(CLASSES):
-        wanted = CHOICES[name].split()
+        usual, *rarer = CHOICES[name].split()
+        wanted = [usual] * USUAL + rarer
         chosen[name] = rng.choice([paint for paint in wanted if paint not in chosen.values()] or wanted)
     return {name: PAINTS[paint] for name, paint in chosen.items()}
 
@@ -155,7 +157,7 @@ def draw_water(scene: Scene) -> float:
         scene.fill([*zip(x, beach, strict=True), *far], colour, "water")
     else:
         x, y = scene.aspect * rng.uniform(0.15, 0.85), rng.uniform(scene.horizon + 0.15, 0.86)
-        across, down = rng.uniform(0.3, 0.5), rng.uniform(0.1, 0.14)
+        across, down = rng.uniform(0.35, 0.55), rng.uniform(0.11, 0.15)
         scene.fill(oval(x, y, across, down), lit(colour, 0.72), "water")
         scene.fill(oval(x, y + 0.012, across - 0.02, down - 0.012), colour)
     for x, y in scene.spots("water", 60, 0.03):
@@ -269,7 +271,7 @@ def draw_crown(scene: Scene, colour: Colour, x: float, foot: float, size: float)
 
 def draw_boat(scene: Scene, x: float, y: float) -> None:
     """A sailing boat afloat at (x, y), with a large sail and a small one."""
-    size = scene.rng.uniform(0.11, 0.15) * (0.35 + 0.9 * y)
+    size = scene.rng.uniform(0.13, 0.18) * (0.35 + 0.9 * y)
     sail, side = PAINTS[scene.rng.choice(CHOICES["wall"].split())], scene.rng.choice([-1, 1])
     scene.fill(oval(x, y, size * 1.1, size * 0.16), WHITE)
     scene.fill(box(x - size * 0.06, y - size * 2, x + size * 0.06, y), WOOD, "boat")
@@ -304,7 +306,7 @@ def expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What a camera makes of it: tinted light that falls off to one side, and the sensor's noise."""
     light = rng.uniform(0.88, 1.08) * rng.uniform(0.93, 1.06, 3)
     slope = 1 + rng.uniform(-0.12, 0.12) * np.linspace(-1, 1, image.shape[1])
-    noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(2, 7)
+    noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(2, 6)
     return np.clip(image * (light * slope[:, None]) + noise, 0, 255).astype(np.uint8)
 
 
@@ -317,7 +319,7 @@ def draw_scene(rng: np.random.Generator, *, height: int, width: int) -> tuple[np
     scene = Scene(rng, height, width)
     draw_sky(scene)
     draw_land(scene)
-    start = draw_water(scene) if rng.random() < 0.7 else scene.horizon
+    start = draw_water(scene) if rng.random() < 0.75 else scene.horizon
     if rng.random() < 0.7:
         draw_road(scene, start)
     draw_grass(scene)

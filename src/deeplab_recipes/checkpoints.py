@@ -1,8 +1,9 @@
 """Checkpoints: written whole or not at all, and readable without running code from the file."""
 
 import os
-import pickle
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: if it cannot be written; the message names the cause and what is still there.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             kept = f"the earlier {target} is unharmed" if target.exists() else "there was none before"
             raise OSError(
                 f"cannot save the checkpoint {target}: {_reason(error)}; {kept}. Free space or choose another run_dir, "
                 f"then go on with resume=auto run_dir={target.parent.parent}"
             ) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _reason(error: BaseException) -> str:
@@ -58,19 +61,20 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        problem = f"{path} is a folder; name the file in it" if path.is_dir() else f"no checkpoint at {path}"
+        raise FileNotFoundError(problem)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no checkpoint can fail in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is no checkpoint that can be read safely ({reason[:160]})") from None
     card = checkpoint.get("deeplab") if isinstance(checkpoint, Mapping) else None
-    if not isinstance(card, Mapping) or "format_version" not in card:
-        raise ValueError(f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry")
-    if card["format_version"] > FORMAT_VERSION:
+    version = card.get("format_version") if isinstance(card, Mapping) else None
+    if not isinstance(version, int):
+        raise ValueError(f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry with a format_version")
+    if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {card['format_version']}, this version reads up to {FORMAT_VERSION}; "
-            "install a newer deeplab-recipes"
+            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; install a newer deeplab-recipes"
         )
     return checkpoint
 
@@ -86,18 +90,21 @@ def require_same_task(path: str | Path, theirs: Mapping[str, Any], ours: Mapping
             f"{path} was trained on other classes: {_difference(theirs['classes'], ours['classes'])}. Resume with the "
             "data it was trained on, or start a new run"
         )
-    for key, value in ours["model"].items():
-        if theirs["model"].get(key) != value:
-            raise ValueError(
-                f"{path} holds another model: model.{key} is {theirs['model'].get(key)!r} there and {value!r} here"
-            )
+    for key in {**ours["model"], **theirs["model"]}:
+        there, here = theirs["model"].get(key), ours["model"].get(key)
+        if there != here:
+            raise ValueError(f"{path} holds another model: model.{key} is {there!r} there and {here!r} here")
 
 
 def _difference(theirs: list[str], ours: list[str]) -> str:
     if len(theirs) != len(ours):
-        return f"{len(theirs)} there ({', '.join(theirs[:4])}, ...), {len(ours)} here ({', '.join(ours[:4])}, ...)"
+        return f"{len(theirs)} there ({_shortened(theirs)}), {len(ours)} here ({_shortened(ours)})"
     i = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
     return f"class {i} is {theirs[i]!r} there and {ours[i]!r} here"
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join([*names[:4], "..."] if len(names) > 4 else names)
 
 
 class NonFiniteError(FloatingPointError):
@@ -145,7 +152,9 @@ class Checkpoints(pl.Callback):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        norms = torch._foreach_norm([p.detach() for p in trainer.lightning_module.parameters()])
+        module = trainer.lightning_module
+        values = [t.detach() for t in chain(module.parameters(), module.buffers()) if t.is_floating_point()]
+        norms = torch._foreach_norm(values)
         if not torch.stack(norms).isfinite().all():
             step = trainer.global_step
             raise NonFiniteError(step - 1, f"the weights are not finite after step {step}")
@@ -157,8 +166,9 @@ class Checkpoints(pl.Callback):
         return {"best_evaluation": self.best_evaluation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        self.best_evaluation = state_dict["best_evaluation"]
+        """Take it back, unless the run goes on in another directory: then the best checkpoint is not there."""
+        if self.best.exists():
+            self.best_evaluation = state_dict["best_evaluation"]
 
 
 def _link(source: Path, target: Path) -> None:

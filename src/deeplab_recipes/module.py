@@ -70,13 +70,9 @@ class SegmentationModule(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer and its schedule over all steps of the run."""
         optimizer = self.optimizer(self.model.parameters())
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(self._share_done(step)))
+        total = max(int(self.trainer.estimated_stepping_batches), 1)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def _share_done(self, step: int) -> float:
-        # At step 0 the trainer is not asked: it would make the loaders for its answer, and when a run is resumed that
-        # has to wait until it is known where in the epoch it goes on.
-        return step / int(self.trainer.estimated_stepping_batches) if step else 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Take one optimizer step on this device's share of the global batch; returns the losses, detached."""

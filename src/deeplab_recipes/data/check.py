@@ -1,4 +1,4 @@
-"""Finding unusable data before training: sizes of every pair from the file headers, content of a sample of them."""
+"""Finding unusable data before training: sizes of all pairs from the file headers, content of a sample of them."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,23 +8,26 @@ from deeplab_recipes.data.dataset import OnCorrupt, open_picture, read_pair, req
 from deeplab_recipes.data.sources.base import Pair
 
 
-def check_pairs(pairs: list[Pair], table: np.ndarray, *, samples: int, on_corrupt: OnCorrupt = "raise") -> None:
+def check_pairs(
+    pairs: list[Pair], table: np.ndarray, *, samples: int, on_corrupt: OnCorrupt = "raise"
+) -> None:
     """Compare image and label sizes of all pairs, and decode `samples` pairs spread evenly over them.
 
-    With `on_corrupt="skip"` unusable pairs are left for training to skip and count, unless every pair of the sample
-    is one: then it is the set that does not fit (another label encoding, say), not a file.
+    With `on_corrupt="skip"` unusable pairs are left for training to skip and count, unless every pair of the
+    sample is one: then it is the set that does not fit (another label encoding, say), not a file.
 
     Raises:
         ValueError: names the first file that cannot be used, and why.
     """
     if samples == 0:
         return
-    chosen = pairs if samples >= len(pairs) else [pairs[i] for i in np.linspace(0, len(pairs) - 1, samples).astype(int)]
+    count = min(samples, len(pairs))
+    chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).astype(int)]
     with ThreadPoolExecutor(8) as pool:
         if on_corrupt == "skip":
             problems = list(pool.map(lambda pair: _problem(pair, table), chosen))
             if all(problems):
-                raise ValueError(f"none of the {len(chosen)} pairs looked at can be used. The first: {problems[0]}")
+                raise ValueError(f"none of the {count} pairs looked at can be used. The first: {problems[0]}")
             return
         for _ in pool.map(_check_sizes, pairs):
             pass

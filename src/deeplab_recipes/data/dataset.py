@@ -22,12 +22,13 @@ BLANK_SIZE = 33  # the smallest image the models take
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; what Pillow raises about a broken one, then or later, becomes a ValueError that names the file."""
+    """Open a picture; what Pillow raises about a broken one becomes a ValueError that names the file."""
     try:
         with Image.open(path) as picture:
             yield picture
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error}); replace it or remove the pair") from None
+        reason = f"cannot be read as a picture ({error}); replace it or remove the pair"
+        raise ValueError(f"{path}: {reason}") from None
 
 
 def read_image(pair: Pair) -> np.ndarray:
@@ -38,7 +39,7 @@ def read_image(pair: Pair) -> np.ndarray:
     """
     with open_picture(pair.image) as image:
         if image.mode[0] in "IF":  # Pillow would clip their values to 255
-            raise ValueError(f"{pair.image}: an image must have 8 bits a channel, this one has mode {image.mode}")
+            raise ValueError(f"{pair.image}: an image must have 8 bits a channel, this one is {image.mode}")
         return np.asarray(image.convert("RGB"))
 
 
@@ -46,7 +47,7 @@ def read_labels(pair: Pair, table: np.ndarray) -> np.ndarray:
     """Decode a label picture to (H, W) uint8 classes and 255.
 
     Raises:
-        ValueError: if it cannot be decoded or holds a value outside the classes; names the file and the value.
+        ValueError: if it cannot be decoded or holds a value outside the classes; names file and value.
     """
     with open_picture(pair.label) as picture:
         stored = np.asarray(picture)
@@ -76,16 +77,16 @@ def require_same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]
 class SegmentationDataset(Dataset[dict[str, Any]]):
     """Pairs of one part as samples.
 
-    A sample is {"image" (H, W, 3) uint8, "label" (H, W) uint8, "index" int, "corrupt" bool} and what the transform
-    adds. Training samples are asked for by `Draw`, evaluation samples by index.
+    A sample is {"image" (H, W, 3) uint8, "label" (H, W) uint8, "index" int, "corrupt" bool} and what the
+    transform adds. Training samples are asked for by `Draw`, evaluation samples by index.
 
     Args:
         source: the data set, for its label table.
         split: the part.
         transform: a `TrainingTransform` or an `EvaluationTransform`.
         seed: of the training draws.
-        on_corrupt: "raise", or "skip": an unreadable pair becomes a blank sample with every pixel ignored, and is
-            marked, so that the order of all others stays.
+        on_corrupt: "raise", or "skip": an unusable pair becomes a blank sample with every pixel ignored, and
+            is marked, so that the order of all others stays.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         *,
         seed: int = 0,
         on_corrupt: OnCorrupt = "raise",
-    ):
+    ) -> None:
         self.table, self.split, self.transform = source.table, split, transform
         self.pairs = source.pairs(split)
         self.seed, self.on_corrupt = seed, on_corrupt

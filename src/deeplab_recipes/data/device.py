@@ -54,7 +54,7 @@ def prepare(
 
 
 def blend_colours(pixels: Tensor, colour: Tensor, mask: Tensor) -> Tensor:
-    """Composer's changes (Pillow's arithmetic): blends with black, with the mean grey and with grey, then hue.
+    """Composer's changes (Pillow's arithmetic): blends with black, the mean grey and with grey, then hue.
 
     Args:
         pixels: (B, 3, H, W) floats in 0..255.
@@ -111,9 +111,8 @@ def _hsv(pixels: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
     chroma = value - low
     red, green, blue = pixels.unbind(1)
     safe = chroma.clamp(min=1e-12)
-    sixth = torch.where(
-        value == red, (green - blue) / safe, torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
-    )
+    green_or_blue = torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+    sixth = torch.where(value == red, (green - blue) / safe, green_or_blue)
     sixth = sixth + 6 * hue.squeeze(1)
     # New chroma: saturation is chroma / value and cannot pass 1.
     chroma = torch.minimum(chroma * saturation.squeeze(1), value)
@@ -121,7 +120,7 @@ def _hsv(pixels: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
     for offset in (5, 3, 1):
         k = (sixth + offset) % 6
         channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # channels-last memory, as it came from the loader
+    return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)  # channels-last memory, as the loader gives it
 
 
 def _contrast(pixels: Tensor, factor: Tensor, mask: Tensor) -> Tensor:

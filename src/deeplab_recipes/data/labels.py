@@ -18,8 +18,8 @@ def encoding(mapping: Mapping[int, int]) -> np.ndarray:
     for stored, label in mapping.items():
         if not (0 <= stored <= 255 and (0 <= label < INVALID or label == IGNORE)):
             raise ValueError(
-                f"label {stored} -> class {label} does not fit: a label picture stores 0..255, and there can be at most "
-                f"{INVALID} classes (0..{INVALID - 1}; {IGNORE} is ignored)"
+                f"label {stored} -> class {label} does not fit: a label picture stores 0..255, and there can be "
+                f"at most {INVALID} classes (0..{INVALID - 1}; {IGNORE} is ignored)"
             )
         table[stored] = label
     return table
@@ -39,13 +39,14 @@ def decode_labels(stored: np.ndarray, table: np.ndarray, *, name: str) -> np.nda
     """Map stored label values (H, W) to classes and 255.
 
     Raises:
-        ValueError: if the picture is not one uint8 channel, or holds a value that the encoding does not know; names
-            the file, the value and how many pixels have it.
+        ValueError: if the picture is not one uint8 channel, or holds a value that the encoding does not know;
+            names the file, the value and how many pixels have it.
     """
     if stored.ndim != 2 or stored.dtype != np.uint8:
         shape = "x".join(map(str, stored.shape))
         raise ValueError(
-            f"{name}: a label picture must have one 8-bit channel of class numbers, this one is {shape} {stored.dtype}"
+            f"{name}: a label picture must have one 8-bit channel of class numbers, "
+            f"this one is {shape} {stored.dtype}"
         )
     labels = table[stored]
     wrong = labels == INVALID

@@ -32,9 +32,9 @@ from deeplab_recipes.data.transforms import (
 class SegmentationDataModule(pl.LightningDataModule):
     """Training and evaluation batches of a data source.
 
-    A training batch is {"image" (B, 3, H, W) normalised floats, "label" (B, H, W) uint8, "index" (B,), "corrupt" (B,)}
-    on the device, B being this device's share of the global batch; an evaluation batch is a list of such, one for
-    each image size.
+    A training batch is {"image" (B, 3, H, W) normalised floats, "label" (B, H, W) uint8, "index" (B,),
+    "corrupt" (B,)} on the device, B being this device's share of the global batch; an evaluation batch is a list
+    of such, one for each image size.
 
     Args:
         source: called with `root`, gives the data set.
@@ -80,7 +80,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         check_samples: int = 64,
         on_corrupt: OnCorrupt = "raise",
         seed: int = 17,
-    ):
+    ) -> None:
         super().__init__()
         _require("data.pipeline", pipeline, PIPELINES)
         _require("data.photometric", photometric, (*PIPELINES, "none"))
@@ -92,7 +92,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.photometric, self.protocol, self.on_corrupt = photometric, protocol, on_corrupt
         self.seed = _whole("seed", seed, least=0)
         self.mean, self.std = _channels("data.mean", mean, above=-1), _channels("data.std", std, above=0)
-        self.workers = workers if workers == "auto" else _whole("data.workers", workers, least=0, other='or "auto"')
+        self.workers = workers if workers == "auto" else _whole("data.workers", workers, least=0)
         self.check_samples = _whole("data.check_samples", check_samples, least=0)
         self.training_transform = TrainingTransform(
             pipeline=pipeline,
@@ -148,7 +148,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return this device's loader; a resumed run goes on after the last batch it took."""
         rank, world_size = self._place()
-        # Lightning may ask for the loader before it has restored the step, so the sampler asks when it begins.
+        # Lightning may ask for the loader before it has restored the step: the sampler asks when it begins.
         sampler = self.sampler(rank=rank, world_size=world_size, steps_done=self._steps_done)
         dataset = self.dataset("train", training=True)
         share = self.batch_size // world_size
@@ -207,7 +207,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             worker_init_fn=_one_thread,
-            # The loader draws a number for its workers, more or less often as there are any; dropout must not notice.
+            # The loader draws a number for its workers, how often depends on them; dropout must not notice.
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent_workers and workers > 0,
@@ -223,7 +223,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
 
 def _one_thread(worker: int) -> None:
-    """Workers share the cores as it is; OpenCV would start threads on all of them in each (torch does not)."""
+    """Workers share the cores as it is; OpenCV would start threads on all of them in each of them."""
     cv2.setNumThreads(0)
 
 
@@ -233,9 +233,10 @@ def _require(setting: str, value: Any, valid: Sequence[str]) -> Any:
     return value
 
 
-def _whole(setting: str, value: Any, *, least: int, other: str = "") -> int:
+def _whole(setting: str, value: Any, *, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{setting} is {value!r}; it takes a whole number of at least {least} {other}".rstrip())
+        other = ' or "auto"' if setting == "data.workers" else ""
+        raise ValueError(f"{setting} is {value!r}; it takes a whole number of at least {least}{other}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Which sample a step sees: a function of seed, epoch and step alone, whatever the number of devices or workers."""
+"""Which sample a step sees: a function of seed, epoch and step, whatever the number of devices or workers."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -17,17 +17,17 @@ class Draw(NamedTuple):
 
 
 class TrainingSampler(Sampler[Draw]):
-    """This rank's slice of every global batch of an epoch, in order; the last incomplete global batch is dropped.
+    """This rank's slice of every global batch of an epoch, in order; the last incomplete one is dropped.
 
-    Global batch b of an epoch is permutation[b * batch_size : (b + 1) * batch_size], and rank r takes the r-th part.
+    Global batch b of an epoch is permutation[b * batch_size : (b + 1) * batch_size]; rank r takes the r-th part.
 
     Args:
         size: number of training samples.
         batch_size: global batch size.
         seed: of the permutations.
         rank, world_size: this device and their number.
-        steps_done: asked when an epoch begins for the steps taken so far, so that a run resumed in mid-epoch goes on
-            after its last batch; None: every epoch begins with its first batch.
+        steps_done: asked when an epoch begins for the steps taken so far, so that a run resumed in mid-epoch
+            goes on after its last batch; None: every epoch begins with its first batch.
 
     Raises:
         ValueError: if the batch is larger than the set or not divisible by the world size.
@@ -42,7 +42,7 @@ class TrainingSampler(Sampler[Draw]):
         rank: int = 0,
         world_size: int = 1,
         steps_done: Callable[[], int] | None = None,
-    ):
+    ) -> None:
         if batch_size > size:
             raise ValueError(f"batch_size={batch_size} is larger than the training part ({size} samples)")
         if batch_size % world_size:
@@ -84,7 +84,7 @@ class EvaluationSampler(Sampler[int]):
     Ranks that come up short get `NOTHING`, so that all take the same number of steps.
     """
 
-    def __init__(self, size: int, *, rank: int = 0, world_size: int = 1):
+    def __init__(self, size: int, *, rank: int = 0, world_size: int = 1) -> None:
         self.size, self.rank, self.world_size = size, rank, world_size
 
     def __len__(self) -> int:

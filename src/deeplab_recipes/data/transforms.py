@@ -1,7 +1,8 @@
 """The two published ADE20k pipelines: draws and geometry on the host, colour and normalisation on the device.
 
-`square` is Composer's: image and labels are squashed to a square of the drawn scale (Pillow, with antialiasing), padded
-on all sides. `keep_ratio` is mmsegmentation's: the aspect stays (OpenCV, without antialiasing), padded right and below.
+`square` is Composer's: image and labels are squashed to a square of the drawn scale (Pillow, with antialiasing),
+padded on all sides. `keep_ratio` is mmsegmentation's: the aspect stays (OpenCV, without antialiasing), padded right
+and below.
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ def resized_size(pipeline: Pipeline, source: Size, base: Size, scale: float = 1.
     """Return the (height, width) that an image of size `source` is resized to.
 
     Args:
-        pipeline: "square": `base` (height, width) times scale, whatever the aspect; "keep_ratio": as large as fits
-            into `base` = (long side, short side) times scale.
+        pipeline: "square": `base` (height, width) times scale, whatever the aspect; "keep_ratio": as large as
+            fits into `base` = (long side, short side) times scale.
         source: (height, width) of the image.
         base: see `pipeline`.
         scale: factor on `base`.
@@ -91,8 +92,8 @@ def draw_crop(
 class ColourRanges:
     """Ranges of the photometric changes, each applied with probability 1/2 (FACTS of both originals).
 
-    `brightness` is a factor 1 +/- x in `square` and an offset +/- x in levels of 255 in `keep_ratio`; `hue` is a
-    fraction of the full circle.
+    `brightness` is a factor 1 +/- x in `square` and an offset +/- x in levels of 255 in `keep_ratio`; `hue` is
+    a fraction of the full circle.
     """
 
     brightness: float
@@ -112,9 +113,9 @@ NEUTRAL_COLOUR = {
 
 
 def draw_colour(kind: Photometric, rng: np.random.Generator) -> np.ndarray:
-    """Draw (brightness, contrast before, saturation, hue, contrast after) as float32 (5,); neutral where not applied.
+    """Draw (brightness, contrast before, saturation, hue, contrast after) as float32 (5,).
 
-    Contrast comes first or last, never both.
+    Each is neutral where it is not applied. Contrast comes first or last, never both.
     """
     if kind == "none":
         return NEUTRAL_COLOUR["square"].copy()
@@ -134,7 +135,7 @@ def draw_colour(kind: Photometric, rng: np.random.Generator) -> np.ndarray:
 
 
 def _hue(kind: Photometric, turn: float) -> float:
-    """The `keep_ratio` original turns the hue by whole steps of 1/180 circle in [-18, 17], `square` by any fraction."""
+    """`keep_ratio`'s original turns the hue by whole steps of 1/180 circle in [-18, 17], `square` by any fraction."""
     return np.floor(turn * 180) / 180 if kind == "keep_ratio" else turn
 
 
@@ -160,8 +161,10 @@ class TrainingTransform:
     flip: float = 0.5
     photometric: Photometric = "none"
 
-    def __call__(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return image (H, W, 3) uint8, label (H, W) uint8, content (top, left, height, width) and colour (5,)."""
+    def __call__(
+        self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Return image (H, W, 3) and label (H, W) uint8, content (top, left, height, width) and colour (5,)."""
         size = resized_size(self.pipeline, labels.shape, self.base_size, rng.uniform(*self.scale_range))
         image = resize_image(image, size, self.pipeline)
         labels = resize_labels(labels, size, self.pipeline)
@@ -197,8 +200,8 @@ class EvaluationTransform:
     """Resize for an evaluation protocol.
 
     Args:
-        protocol: "square" squashes image and labels to `size` = (height, width); "keep_ratio" fits the image into
-            `size` = (long side, short side) and leaves the labels at their own size.
+        protocol: "square" squashes image and labels to `size` = (height, width); "keep_ratio" fits the image
+            into `size` = (long side, short side) and leaves the labels at their own size.
         size: see `protocol`.
     """
 

@@ -12,7 +12,7 @@ GREY_TRAINING_IMAGES = frozenset(f"ADE_train_{n}" for n in ("00001701", "0000302
 
 
 def _read_classes() -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Names as in ADE20k's objectInfo150.csv (the first of each), colours as its development kit draws them."""
+    """Names as in ADE20k's objectInfo150.csv (the first of each), colours as in its development kit."""
     with Path(__file__).with_name("ade20k_classes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = tuple(row["name"] for row in rows)
@@ -38,7 +38,7 @@ class ADE20k:
     classes = CLASSES
     palette = PALETTE
 
-    def __init__(self, root: str | Path, *, drop_grey: bool = True):
+    def __init__(self, root: str | Path, *, drop_grey: bool = True) -> None:
         layout = "images/ and annotations/ in it, or ADEChallengeData2016/ that has them"
         root = require_folder(Path(root), layout=layout)
         nested = root / "ADEChallengeData2016"

@@ -36,7 +36,7 @@ def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = 
 
     Raises:
         FileNotFoundError: if a folder is missing or holds no picture.
-        ValueError: if an image has no label or a label no image, or two have the same stem; names the first ones.
+        ValueError: if an image has no label or a label no image, or two have the same stem; names them.
     """
     suffixes = {s.lower() for s in image_suffixes}
     found_images = _by_stem(images, suffixes)
@@ -75,7 +75,9 @@ def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     return found
 
 
-def _refuse_unpaired(have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path) -> None:
+def _refuse_unpaired(
+    have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path
+) -> None:
     alone = sorted(have.keys() - want.keys())
     if alone:
         names = ", ".join(have[stem].name for stem in alone[:3])

@@ -9,8 +9,8 @@ CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
 PALETTE: tuple[Colour, ...] = (
-    (70, 130, 180), (128, 0, 0), (192, 192, 128), (128, 64, 128), (244, 35, 232), (107, 142, 35), (220, 220, 0),
-    (190, 153, 153), (0, 0, 142), (220, 20, 60), (0, 128, 192),
+    (70, 130, 180), (128, 0, 0), (192, 192, 128), (128, 64, 128), (244, 35, 232), (107, 142, 35),
+    (220, 220, 0), (190, 153, 153), (0, 0, 142), (220, 20, 60), (0, 128, 192),
 )  # fmt: skip
 UNLABELLED = 11
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
@@ -29,7 +29,7 @@ class CamVid:
     classes = CLASSES
     palette = PALETTE
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path) -> None:
         self.root = require_folder(Path(root), layout="train/, trainannot/, val/ and valannot/ in it")
         self.table = plain_encoding(len(CLASSES), ignore=(UNLABELLED, 255))
 

@@ -1,0 +1,258 @@
+"""Bad input through the real command: one clear message, before training, nothing lost."""
+
+import errno
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deeplab_recipes.cli import main
+
+SMALL = [
+    "model=deeplabv3plus_resnet18", "model.aspp_channels=16", "data.crop_size=[65,65]", "data.base_size=[80,80]",
+    "data.evaluate_sizes={square:[65,65]}", "data.workers=0", "batch_size=4", "trainer.max_steps=4",
+    "trainer.evaluate_every=0.34", "pictures=0", "trainer.log_every=1", "trainer.precision=32-true",
+]  # fmt: skip
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def deeplab(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run `deeplab` with arguments, in a folder of its own; gives the exit code and what was printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["deeplab", *arguments])
+        monkeypatch.delenv("DEEPLAB_RUN_DIR", raising=False)
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        return Answer(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def train(deeplab: Command, tmp_path: Path) -> Command:
+    def call(root: Any, *arguments: str) -> Answer:
+        return deeplab("train", *SMALL, f"data.root={root}", f"run_dir={tmp_path / 'run'}", *arguments)
+
+    return call
+
+
+@pytest.fixture
+def ade(tiny_sets: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the tiny set, to spoil."""
+    shutil.copytree(tiny_sets["ADE20k"], tmp_path / "ade")
+    return tmp_path / "ade"
+
+
+def first(folder: Path, index: int = 0) -> Path:
+    return sorted(folder.iterdir())[index]
+
+
+def refused(answer: Answer, *words: str) -> None:
+    assert answer.code != 0
+    assert "Traceback" not in answer.err
+    assert answer.err.count("error:") == 1
+    for word in words:
+        assert word in answer.err, answer.err
+
+
+def test_missing_root(train: Command, tmp_path: Path) -> None:
+    refused(train("nowhere"), "data.root=nowhere", "images/ and annotations/")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_root(deeplab: Command) -> None:
+    refused(deeplab("train", "+recipe=ade20k_composer"), "data.root is not set", "data.root=DIR")
+
+
+def test_empty_root(train: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(train(tmp_path / "empty"), "has no images/ folder")
+
+
+def test_empty_part(train: Command, ade: Path) -> None:
+    shutil.rmtree(ade / "images" / "training")
+    (ade / "images" / "training").mkdir()
+    refused(train(ade), "images/training holds no image")
+
+
+def test_image_without_label(train: Command, ade: Path) -> None:
+    first(ade / "annotations" / "training").unlink()
+    refused(train(ade), "1 of 13 images have no label", "ADE_train_00000000.jpg")
+
+
+def test_label_without_image(train: Command, ade: Path) -> None:
+    first(ade / "images" / "validation").unlink()
+    refused(train(ade), "1 of 3 labels have no image", "ADE_val_00000000.png")
+
+
+def test_label_value_outside_the_classes(train: Command, ade: Path) -> None:
+    path = first(ade / "annotations" / "training", 3)
+    labels = np.asarray(Image.open(path)).copy()
+    labels[5, 5:9] = 151
+    Image.fromarray(labels).save(path)
+    refused(train(ade), path.name, "label value 151 (4 pixels)", "0..150, 255")
+
+
+def test_truncated_jpeg_is_named(train: Command, ade: Path, tmp_path: Path) -> None:
+    path = first(ade / "images" / "training", 2)
+    path.write_bytes(path.read_bytes()[:2000])
+    refused(train(ade), path.name, "cannot be read as a picture")
+    assert not (tmp_path / "run").exists()
+
+
+def test_truncated_jpeg_found_by_a_worker_is_named(train: Command, ade: Path) -> None:
+    path = first(ade / "images" / "training", 2)
+    path.write_bytes(path.read_bytes()[:2000])
+    refused(train(ade, "data.check_samples=0", "data.workers=1"), path.name, "cannot be read as a picture")
+
+
+def test_truncated_jpeg_is_skipped_and_counted_on_request(train: Command, ade: Path, tmp_path: Path) -> None:
+    for part, index in (("training", 2), ("validation", 1)):
+        path = first(ade / "images" / part, index)
+        path.write_bytes(path.read_bytes()[:2000])
+    answer = train(ade, "data.on_corrupt=skip")
+    assert answer.code == 0, answer.err
+    assert "skipped 1 unreadable train images" in answer.out
+    assert "skipped 1 unreadable validation images" in answer.out
+    assert "ADE_train_00000002.jpg" in (tmp_path / "run" / "result.json").read_text()
+
+
+def test_image_and_label_of_different_size(train: Command, ade: Path) -> None:
+    path = first(ade / "images" / "training", 1)
+    Image.open(path).resize((60, 60)).save(path)
+    refused(train(ade), path.name, "60 x 60", "120 x 96", "same size")
+
+
+def test_batch_that_does_not_divide(train: Command, ade: Path) -> None:
+    refused(train(ade, "trainer.devices=3"), "batch_size=4 does not divide over 3 devices; nearest are 3 or 6")
+    refused(train(ade, "microbatch_size=3"), "microbatch_size=3 does not divide the 4 images", "2 and 4")
+
+
+def test_batch_larger_than_the_set(train: Command, ade: Path) -> None:
+    refused(train(ade, "batch_size=64"), "batch_size=64 is larger than the training part (12 samples)")
+
+
+def test_one_sample_per_batch_norm(train: Command, ade: Path) -> None:
+    refused(train(ade, "batch_size=1"), "each batch norm would see a single image", "at least 2")
+    refused(train(ade, "microbatch_size=1"), "each batch norm would see a single image")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("+recipe=ade20k_compser", ("no recipe 'ade20k_compser'", "did you mean ade20k_composer")),
+        ("model=resnet", ("no model 'resnet'", "deeplabv3plus_resnet101")),
+        ("optimizer.lrr=1", ("unknown setting optimizer.lrr", "did you mean optimizer.lr")),
+        ("optimzer.lr=1", ("unknown setting optimzer.lr", "did you mean optimizer.lr")),
+        ("+optimizer.lrr=1", ("unknown setting optimizer.lrr", "did you mean lr")),
+        ("+bathc_size=1", ("unknown setting bathc_size", "did you mean batch_size")),
+        ("batch_size=many", ("batch_size is 'many'", "whole number")),
+        ("trainer.precision=half", ("trainer.precision is 'half'", "bf16-mixed")),
+        ("protocol=squared", ("protocol is 'squared'", "square")),
+        ("model.backbone=resnet1", ("resnet1", "resnet101")),
+        ("model.output_stride=4", ("4", "8, 16")),
+        ("optimizer.lr=-1", ("optimizer", "learning rate")),
+        ("optimizer._target_=os.system", ("os.system", "outside the packages")),
+        ("optimizer._target_=torch.optim.SDG", ("torch.optim.SDG", "does not exist")),
+    ],
+)
+def test_typo(train: Command, ade: Path, argument: str, words: tuple[str, ...]) -> None:
+    refused(train(ade, argument), *words)
+
+
+def test_unknown_verb(deeplab: Command) -> None:
+    refused(deeplab("trian"), "no verb 'trian'", "did you mean train")
+
+
+def test_checkpoint_with_other_classes(train: Command, tiny_sets: dict[str, Path], ade: Path, tmp_path: Path) -> None:
+    assert train(ade, "trainer.max_steps=1").code == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    answer = train(tiny_sets["CamVid"], "data=camvid", f"resume={checkpoint}", f"run_dir={tmp_path / 'other'}", "protocol=square")
+    refused(answer, "other classes", "150 there", "11 here")
+    answer = train(ade, f"resume={checkpoint}", "model.aspp_channels=32", f"run_dir={tmp_path / 'other'}")
+    refused(answer, "another model", "model.aspp_channels is 16 there and 32 here")
+
+
+def test_no_checkpoint(train: Command, ade: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.ckpt").write_bytes(b"no weights here" * 100)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
+    refused(train(ade, "resume=missing.ckpt"), "no checkpoint at missing.ckpt")
+    refused(train(ade, "resume=photo.ckpt"), "photo.ckpt is no checkpoint that can be read safely")
+    refused(train(ade, "resume=other.ckpt"), "other.ckpt was not written by deeplab-recipes")
+
+
+def test_existing_run_is_left_alone(train: Command, ade: Path, tmp_path: Path) -> None:
+    assert train(ade, "trainer.max_steps=1").code == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    refused(train(ade), "holds a run already", "resume=auto")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_resume_auto_without_run_dir(deeplab: Command, ade: Path) -> None:
+    refused(deeplab("train", *SMALL, f"data.root={ade}", "resume=auto"), "resume=auto needs run_dir=DIR")
+
+
+def test_finished_run_has_nothing_to_resume(train: Command, ade: Path) -> None:
+    assert train(ade, "trainer.max_steps=1").code == 0
+    refused(train(ade, "trainer.max_steps=1", "resume=auto"), "nothing is left to do", "trainer.max_steps")
+
+
+def test_full_disk_keeps_the_earlier_checkpoint(
+    train: Command, ade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, save = [], torch.save
+
+    def fail_later(content: Any, file: Any, **options: Any) -> None:
+        saves.append(content["global_step"])
+        if len(saves) > 1:
+            file.write(b"half a checkpoint")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, file, **options)
+
+    monkeypatch.setattr(torch, "save", fail_later)
+    answer = train(ade)
+    refused(answer, "No space left on device", "last.ckpt is unharmed", "resume=auto")
+    monkeypatch.undo()
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == saves[0]
+    assert '"status": "stopped: OSError' in (tmp_path / "run" / "result.json").read_text()
+
+
+def test_nan_loss_stops_names_the_batch_and_keeps_the_last_good_checkpoint(
+    train: Command, ade: Path, tmp_path: Path
+) -> None:
+    assert train(ade, "trainer.max_steps=2", "schedule=constant").code == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    good = last.read_bytes()
+    # The resumed optimizer keeps the checkpoint's rate; a huge weight on the loss makes the next step overflow.
+    answer = train(ade, "trainer.max_steps=9", "schedule=constant", "loss.cross_entropy=1e38", "resume=auto")
+    refused(answer, "loss of step", "epoch", "ADE_train_", str(last), "optimizer.lr")
+    assert last.read_bytes() == good
+
+
+def test_unwritable_run_dir(train: Command, ade: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(train(ade, f"run_dir={tmp_path / 'file' / 'run'}"), "file")

@@ -33,7 +33,10 @@ def on_meta(**arguments: object) -> DeepLab:
         ({"batch_size": 32, "world_size": 8}, BatchSplit(32, 8, 4, 4, 1, 4)),
         ({"batch_size": 32, "world_size": 8, "sync_batchnorm": True}, BatchSplit(32, 8, 4, 4, 1, 32)),
         ({"batch_size": 32, "world_size": 1, "microbatch_size": 8}, BatchSplit(32, 1, 32, 8, 4, 8)),
-        ({"batch_size": 32, "world_size": 2, "microbatch_size": 4, "sync_batchnorm": True}, BatchSplit(32, 2, 16, 4, 4, 8)),
+        (
+            {"batch_size": 32, "world_size": 2, "microbatch_size": 4, "sync_batchnorm": True},
+            BatchSplit(32, 2, 16, 4, 4, 8),
+        ),
         ({"batch_size": 8, "world_size": 8, "sync_batchnorm": True}, BatchSplit(8, 8, 1, 1, 1, 8)),
         ({"batch_size": 2, "world_size": 1, "microbatch_size": 2}, BatchSplit(2, 1, 2, 2, 1, 2)),
     ],
@@ -47,13 +50,25 @@ def test_batches_divide(arguments, expected):
     ("arguments", "message"),
     [
         ({"batch_size": 0, "world_size": 1}, "batch_size is 0"),
-        ({"batch_size": 30, "world_size": 8}, "batch_size=30 does not divide over 8 devices; nearest are 24 or 32"),
+        (
+            {"batch_size": 30, "world_size": 8},
+            "batch_size=30 does not divide over 8 devices; nearest are 24 or 32",
+        ),
         ({"batch_size": 3, "world_size": 8}, "nearest are 8$"),
-        ({"batch_size": 16, "world_size": 2, "microbatch_size": 3}, r"microbatch_size=3 .* 8 images .* nearest are 2 and 4"),
+        (
+            {"batch_size": 16, "world_size": 2, "microbatch_size": 3},
+            r"microbatch_size=3 .* 8 images .* nearest are 2 and 4",
+        ),
         ({"batch_size": 16, "world_size": 2, "microbatch_size": 7}, "nearest are 4 and 8"),
         ({"batch_size": 16, "world_size": 2, "microbatch_size": 16}, "nearest are 4 and 8"),
-        ({"batch_size": 16, "world_size": 1, "microbatch_size": 0}, "microbatch_size is 0; it must be at least 1"),
-        ({"batch_size": 16, "world_size": 1, "microbatch_size": -4}, "microbatch_size is -4; it must be at least 1"),
+        (
+            {"batch_size": 16, "world_size": 1, "microbatch_size": 0},
+            "microbatch_size is 0; it must be at least 1",
+        ),
+        (
+            {"batch_size": 16, "world_size": 1, "microbatch_size": -4},
+            "microbatch_size is -4; it must be at least 1",
+        ),
     ],
     ids=str,
 )
@@ -119,8 +134,12 @@ def measured_bytes(network: nn.Module, height: int, width: int) -> int:
 @pytest.mark.parametrize(
     "network",
     [
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 1), nn.Sigmoid()),
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Upsample(size=(20, 20), mode="bilinear")),
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 1), nn.Sigmoid()
+        ),
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Upsample(size=(20, 20), mode="bilinear")
+        ),
     ],
     ids=["convolutions", "pooling"],
 )
@@ -166,7 +185,9 @@ def test_the_published_run_deviates_in_nothing():
 
 def test_deviations_in_words():
     overrides = {"optimizer.lr": (0.01, 0.02), "microbatch_size": (None, 8)}
-    assert deviations(overrides, PUBLISHED, split_batch(32, 1, microbatch_size=8), "bf16-mixed", "device") == [
+    assert deviations(
+        overrides, PUBLISHED, split_batch(32, 1, microbatch_size=8), "bf16-mixed", "device"
+    ) == [
         "optimizer.lr: 0.01 -> 0.02",
         "microbatch_size: unset -> 8",
         "devices: 8 -> 1 (each takes the mean loss of its own images)",
@@ -226,7 +247,10 @@ def test_a_plan_says_what_a_run_will_do(monkeypatch):
 def test_a_plan_without_anything_published(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     text = plan(published=None, overrides={}, backbone_weights=None)
-    assert "differs" not in text
+    assert text.endswith("nothing differs from the recipe")
+    assert "differs from the recipe in\n    - seed: 17 -> 1" in plan(
+        published=None, overrides={"seed": (17, 1)}
+    )
     assert "backbone weights       none" in text
 
 
@@ -264,6 +288,10 @@ def test_steps_of_a_run(settings, steps):
         ({"max_epochs": 3, "precision": "64-true"}, "'64-true'; valid are auto"),
         ({"max_epochs": 3, "accelerator": "cuda"}, "'cuda'; valid are auto, gpu, cpu"),
         ({"max_epochs": 3, "num_nodes": 0}, "num_nodes is 0"),
+        ({"max_epochs": 3, "devices": 0}, "devices is 0"),
+        ({"max_epochs": 3, "devices": -2}, "devices is -2"),
+        ({"max_epochs": 3, "devices": []}, r"devices is \[\]"),
+        ({"max_epochs": 3, "devices": "all"}, "devices is 'all'; valid are auto, a number"),
     ],
     ids=str,
 )

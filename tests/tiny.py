@@ -24,7 +24,9 @@ def network(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, CLASSES, 1)).to(dtype)
 
 
-def batches(count: int = 3, *, size: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Batch]:
+def batches(
+    count: int = 3, *, size: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list[Batch]:
     """Random training batches."""
     generator = torch.Generator().manual_seed(seed)
     made = []
@@ -48,7 +50,9 @@ def falling(tau: float) -> float:
     return 1 - 0.5 * tau
 
 
-def module(loss: SegmentationLoss | None = None, *, dtype: torch.dtype = torch.float64, **options: Any) -> SegmentationModule:
+def module(
+    loss: SegmentationLoss | None = None, *, dtype: torch.dtype = torch.float64, **options: Any
+) -> SegmentationModule:
     """A SegmentationModule around `network`."""
     options = {"optimizer": sgd, "schedule": falling, "num_classes": CLASSES, **options}
     return SegmentationModule(network(dtype), loss=loss or SegmentationLoss(), **options)
@@ -66,7 +70,9 @@ def loader(items: Sequence[Any]) -> DataLoader:
     return DataLoader(list(items), batch_size=None, shuffle=False)
 
 
-def by_hand(loss: Callable[[Tensor, Tensor], Tensor], data: Sequence[Batch], *, epochs: int = 1) -> list[Tensor]:
+def by_hand(
+    loss: Callable[[Tensor, Tensor], Tensor], data: Sequence[Batch], *, epochs: int = 1
+) -> list[Tensor]:
     """Train `network` in plain PyTorch with `loss` on whole batches; returns its weights."""
     model = network()
     optimizer = sgd(model.parameters())

@@ -1,4 +1,4 @@
-"""Two ranks, each of which trains on its half of every batch and saves what it got. Started by test_module.py."""
+"""Two ranks, each of which trains on its half of every batch and saves what it got; see test_module.py."""
 
 import os
 import sys

@@ -15,9 +15,11 @@ FORMAT_VERSION = 1
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and then renames, so that an earlier checkpoint survives a full disk or a kill."""
+    """Writes beside the target, then renames: the earlier checkpoint survives a full disk or a kill."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         """Write `checkpoint` to `path`.
 
         Raises:
@@ -35,7 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             kept = f"the earlier {target} is unharmed" if target.exists() else "there was none before"
             raise OSError(
-                f"cannot save the checkpoint {target}: {_reason(error)}; {kept}. Free space or choose another run_dir, "
+                f"cannot save the checkpoint {target}: {_reason(error)}; {kept}. "
+                "Free space or choose another run_dir, "
                 f"then go on with resume=auto run_dir={target.parent.parent}"
             ) from error
         finally:
@@ -71,10 +74,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     card = checkpoint.get("deeplab") if isinstance(checkpoint, Mapping) else None
     version = card.get("format_version") if isinstance(card, Mapping) else None
     if not isinstance(version, int):
-        raise ValueError(f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry with a format_version")
+        raise ValueError(
+            f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry with a format_version"
+        )
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; install a newer deeplab-recipes"
+            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; "
+            "install a newer deeplab-recipes"
         )
     return checkpoint
 
@@ -87,8 +93,8 @@ def require_same_task(path: str | Path, theirs: Mapping[str, Any], ours: Mapping
     """
     if list(theirs["classes"]) != list(ours["classes"]):
         raise ValueError(
-            f"{path} was trained on other classes: {_difference(theirs['classes'], ours['classes'])}. Resume with the "
-            "data it was trained on, or start a new run"
+            f"{path} was trained on other classes: {_difference(theirs['classes'], ours['classes'])}. "
+            "Resume with the data it was trained on, or start a new run"
         )
     for key in {**ours["model"], **theirs["model"]}:
         there, here = theirs["model"].get(key), ours["model"].get(key)
@@ -115,7 +121,7 @@ class NonFiniteError(FloatingPointError):
         message: what was found.
     """
 
-    def __init__(self, step: int, message: str):
+    def __init__(self, step: int, message: str) -> None:
         super().__init__(message)
         self.step = step
 
@@ -130,7 +136,7 @@ class Checkpoints(pl.Callback):
         NonFiniteError: in training, instead of saving weights that are not finite.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.last, self.best = Path(folder) / "last.ckpt", Path(folder) / "best.ckpt"
         self.best_evaluation: dict[str, Any] = {}
         self.evaluated_step = self.saved_step = -1
@@ -166,13 +172,13 @@ class Checkpoints(pl.Callback):
         return {"best_evaluation": self.best_evaluation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back, unless the run goes on in another directory: then the best checkpoint is not there."""
+        """Take it back, unless the run goes on in another directory: the best checkpoint is not there."""
         if self.best.exists():
             self.best_evaluation = state_dict["best_evaluation"]
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name (no second copy on disk: the first is only ever replaced, never written to)."""
+    """Give a file a second name, not a second copy: the first is only ever replaced, never written to."""
     temporary = target.with_name(f".{target.name}.part")
     temporary.unlink(missing_ok=True)
     try:

@@ -1,8 +1,8 @@
 """Segmentation losses on logits (B, C, H, W) and integer labels (B, H, W), with one label that is ignored.
 
 Each loss is 0 with zero gradients where every pixel is ignored (the originals give NaN there).
-`group_sum` is how a loss sees beyond this device: a function that sums a tensor over all devices and back-propagates
-through the sum. With it, the value is exactly the loss of the whole global batch.
+`group_sum` is how a loss sees beyond this device: a function that sums a tensor over all devices and
+back-propagates through the sum. With it, the value is exactly the loss of the whole global batch.
 """
 
 import math
@@ -33,8 +33,8 @@ def cross_entropy(
         logits: (B, C, H, W), floats.
         target: (B, H, W), integers 0..C-1 or `ignore_index`.
         ignore_index: the label whose pixels add nothing to the sum.
-        denominator: "valid" divides by the number of pixels that are not ignored (Composer, PyTorch); "all" by the
-            number of all pixels (mmsegmentation's default, `avg_non_ignore=False`).
+        denominator: "valid" divides by the number of pixels that are not ignored (Composer, PyTorch); "all"
+            by the number of all pixels (mmsegmentation's default, `avg_non_ignore=False`).
         count: divide by this number of pixels instead; the share of a larger batch of which this is a part.
 
     Raises:
@@ -100,7 +100,7 @@ def dice(
 
 
 def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
-    """Sum values (B, 1, H, W) by class index, row by row first: one float32 sum of millions rounds everything away."""
+    """Sum values (B, 1, H, W) by class index; by rows first: one float32 sum of millions rounds too much."""
     rows, classes = values.flatten(0, 2), index.flatten(0, 2)
     return values.new_zeros(len(rows), num_classes).scatter_add(1, classes, rows).sum(0)
 
@@ -117,8 +117,8 @@ class SegmentationLoss(nn.Module):
         cross_entropy: weight of the cross entropy; 0 leaves it out.
         dice: weight of the Dice loss; 0 leaves it out.
         denominator: what cross entropy divides by, see `cross_entropy`.
-        normalize: "device": each device takes the mean over its own batch and gradients are averaged over devices
-            (what everything published here did); "global": exactly the loss of the whole global batch.
+        normalize: "device": each device takes the mean over its own batch and gradients are averaged over
+            devices (what everything published here did); "global": exactly the loss of the global batch.
         ignore_index: the label that is ignored.
 
     Raises:
@@ -133,11 +133,13 @@ class SegmentationLoss(nn.Module):
         denominator: Denominator = "valid",
         normalize: Normalize = "device",
         ignore_index: int = 255,
-    ):
+    ) -> None:
         super().__init__()
         weights = {"cross_entropy": float(cross_entropy), "dice": float(dice)}
         if min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
-            raise ValueError(f"loss weights are {weights}; valid are finite numbers >= 0 of which one is above 0")
+            raise ValueError(
+                f"loss weights are {weights}; valid are finite numbers >= 0 of which one is above 0"
+            )
         if denominator not in ("valid", "all"):
             raise ValueError(f"loss.denominator is {denominator!r}; valid are 'valid' and 'all'")
         if normalize not in ("device", "global"):
@@ -150,9 +152,14 @@ class SegmentationLoss(nn.Module):
         return count_pixels(target, ignore_index=self.ignore_index, denominator=self.denominator)
 
     def forward(
-        self, logits: Tensor, target: Tensor, *, count: Tensor | None = None, group_sum: GroupSum | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        count: Tensor | None = None,
+        group_sum: GroupSum | None = None,
     ) -> Mapping[str, Tensor]:
-        """Return {"loss": the weighted sum, and each part by its name}; arguments as in the functions above."""
+        """Return {"loss": the weighted sum, and each part by name}; arguments as in the functions above."""
         parts: dict[str, Tensor] = {}
         ignore = self.ignore_index
         if self.weights["cross_entropy"]:

@@ -8,8 +8,8 @@ from torchmetrics import Metric
 class MeanIoU(Metric):
     """Mean IoU in 0..100, as Composer counts it.
 
-    Pixels with the ignore label are dropped; classes with an empty union are left out of the mean. The state is one
-    integer confusion matrix (truth, prediction), so sums are exact up to 2^63 pixels and the order does not matter.
+    Pixels with the ignore label are dropped; classes with an empty union are left out of the mean. The state
+    is one integer confusion matrix (truth, prediction): sums are exact, and the order does not matter.
 
     Args:
         num_classes: number of classes C.
@@ -20,7 +20,7 @@ class MeanIoU(Metric):
     full_state_update = False
     confusion: Tensor
 
-    def __init__(self, num_classes: int, ignore_index: int = 255):
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         super().__init__()
         self.num_classes, self.ignore_index = num_classes, ignore_index
         zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
@@ -45,7 +45,7 @@ class MeanIoU(Metric):
         return iou.nanmean().nan_to_num()
 
     def per_class(self) -> Tensor:
-        """Return the IoU of each class (C,), float64, 0..100, over all devices; NaN for a class with an empty union."""
+        """Return each class's IoU over all devices (C,), float64, 0..100; NaN where the union is empty."""
         with self.sync_context(should_sync=not self._is_synced, should_unsync=not self._is_synced):
             matrix = self.confusion.double()
         intersection = matrix.diagonal()
@@ -56,8 +56,8 @@ class MeanIoU(Metric):
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Count (truth, prediction) pairs, (C, C) int64; pixels whose truth is `ignore_index` are dropped.
 
-    One bincount over all pixels: ignored ones go to a bin of their own, which is faster than selecting the others,
-    and wrong ones to another.
+    One bincount over all pixels: ignored ones go to a bin of their own, which is faster than selecting the
+    others, and wrong ones to another.
 
     Raises:
         ValueError: for a label that is no class, be it a true one or a predicted one.
@@ -70,7 +70,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     counts = torch.bincount(pairs.flatten(), minlength=wrong + 1)
     if counts[wrong]:
         raise ValueError(
-            f"{int(counts[wrong])} pixels have a true or a predicted label that is none of the {num_classes} classes; "
-            f"valid are 0 to {num_classes - 1}, and {ignore_index} (ignored) for true labels"
+            f"{int(counts[wrong])} pixels have a true or a predicted label that is none of the {num_classes} "
+            f"classes; valid are 0 to {num_classes - 1}, and {ignore_index} (ignored) for true labels"
         )
     return counts[:ignored].view(num_classes, num_classes)

@@ -20,9 +20,9 @@ Batch = dict[str, Tensor]
 class SegmentationModule(pl.LightningModule):
     """Trains any module that maps normalised images (B, 3, H, W) to logits (B, C, H, W).
 
-    A training batch is this device's whole share of the global batch, and one `training_step` is one optimizer step:
-    the share is split into microbatches here, so the loss is the share's own mean whatever the split, and the
-    schedule advances once per step. (That is why optimization is manual.)
+    A training batch is this device's whole share of the global batch, and one `training_step` is one
+    optimizer step: the share is split into microbatches here, so the loss is the share's own mean whatever
+    the split, and the schedule advances once per step. (That is why optimization is manual.)
 
     Args:
         model: the network.
@@ -31,12 +31,13 @@ class SegmentationModule(pl.LightningModule):
         schedule: the factor on the learning rate at tau, the fraction of all steps done.
         num_classes: C.
         microbatch_size: images of one forward and backward pass; None: the whole share.
+        total_steps: optimizer steps of the whole run, which the schedule spans; None asks the trainer.
         seed: of dropout, which follows from (seed, step, rank) and so is the same in a run that was resumed.
-        card: what a checkpoint carries for those who use it later (class names, colours, sizes); plain containers.
+        card: what a checkpoint carries for those who use it later (class names, colours, sizes); no objects.
 
     Raises:
-        ValueError: for a microbatch below 1; in training, for Dice normalised globally over microbatches, which has
-            no exact form.
+        ValueError: for a microbatch below 1; in training, for Dice normalised globally over microbatches,
+            which has no exact form.
     """
 
     def __init__(
@@ -48,16 +49,17 @@ class SegmentationModule(pl.LightningModule):
         schedule: Callable[[float], float],
         num_classes: int,
         microbatch_size: int | None = None,
+        total_steps: int | None = None,
         seed: int = 0,
         card: dict[str, Any] | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if microbatch_size is not None and microbatch_size < 1:
             raise ValueError(f"microbatch_size is {microbatch_size}; it must be at least 1")
         self.automatic_optimization = False
         self.model, self.loss = model, loss
         self.optimizer, self.schedule = optimizer, schedule
-        self.microbatch_size = microbatch_size
+        self.microbatch_size, self.total_steps = microbatch_size, total_steps
         self.seed, self.card = seed, card or {}
         self.miou = MeanIoU(num_classes, ignore_index=loss.ignore_index)
         self.evaluation: dict[str, Any] = {}
@@ -70,12 +72,13 @@ class SegmentationModule(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer and its schedule over all steps of the run."""
         optimizer = self.optimizer(self.model.parameters())
-        total = max(int(self.trainer.estimated_stepping_batches), 1)
+        # The trainer would open the training data to count, before a resumed run's place in them is known.
+        total = self.total_steps or max(int(self.trainer.estimated_stepping_batches), 1)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / total))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Take one optimizer step on this device's share of the global batch; returns the losses, detached."""
+        """Take one optimizer step on this device's share of the global batch; return the losses, detached."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         self._seed_step()
         count = self._count(batch["label"])
@@ -84,7 +87,9 @@ class SegmentationModule(pl.LightningModule):
         for i, part in enumerate(parts):
             share = len(part["label"]) / len(batch["label"])
             with self._synchronised(last=i == len(parts) - 1):
-                values = self.loss(self(part["image"]), part["label"], count=count, group_sum=self._group_sum())
+                values = self.loss(
+                    self(part["image"]), part["label"], count=count, group_sum=self._group_sum()
+                )
                 self.manual_backward(self._scaled(values, share))
             for name, value in values.items():
                 weight = 1.0 if name == "cross_entropy" else share
@@ -107,7 +112,7 @@ class SegmentationModule(pl.LightningModule):
             self._note_corrupt("validation", part)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean IoU over the whole set and all devices, and keep it with the classes' own in `evaluation`."""
+        """Log the mean IoU over all devices, and keep it with the classes' own in `evaluation`."""
         miou = self.miou.compute()
         self.log("miou", miou.float(), logger=False, sync_dist=True)  # the same on all devices already
         self.evaluation = {
@@ -127,7 +132,9 @@ class SegmentationModule(pl.LightningModule):
     def _split(self, batch: Batch) -> list[Batch]:
         size = self.microbatch_size or len(batch["label"])
         if size < len(batch["label"]) and self.loss.normalize == "global" and self.loss.weights["dice"]:
-            raise ValueError("Dice over a global batch has no exact form over microbatches: leave microbatch_size out")
+            raise ValueError(
+                "Dice over a global batch has no exact form over microbatches: leave microbatch_size out"
+            )
         images, labels = batch["image"].split(size), batch["label"].split(size)
         return [{"image": i, "label": t} for i, t in zip(images, labels, strict=True)]
 
@@ -138,14 +145,14 @@ class SegmentationModule(pl.LightningModule):
             return count
         count = count.double()
         distributed.all_reduce(count)
-        # Gradients are averaged over the devices afterwards, so each divides by a world_size-th of all pixels.
+        # Gradients are averaged over devices afterwards, so each divides by a world_size-th of all pixels.
         return count / self._world_size()
 
     def _group_sum(self) -> Callable[[Tensor], Tensor] | None:
         return _DeviceSum.apply if self.loss.normalize == "global" and self._world_size() > 1 else None
 
     def _scaled(self, values: dict[str, Tensor], share: float) -> Tensor:
-        """The loss of a microbatch: cross entropy is divided by the whole count already, Dice takes its share."""
+        """The loss of a microbatch: cross entropy is divided by the whole count already, Dice is not."""
         return self._weighted({k: v if k == "cross_entropy" else v * share for k, v in values.items()})
 
     def _weighted(self, values: dict[str, Tensor]) -> Tensor:
@@ -159,7 +166,9 @@ class SegmentationModule(pl.LightningModule):
         return strategy.block_backward_sync()
 
     def _world_size(self) -> int:
-        return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        return (
+            distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        )
 
     def _note_corrupt(self, split: str, batch: Batch) -> None:
         # Only with data.on_corrupt=skip can a sample be marked; then names matter more than a stalled device.

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.trainer import TrainerSettings
 
-PROBE_SIZE = 129  # on a CPU a step is timed at this size and scaled by its operations: the real one can take minutes
+# On a CPU a step is timed at this size and scaled by its operations: the real one can take minutes.
+PROBE_SIZE = 129
 BACKWARD_FACTOR = 3  # forward and backward cost about three times the forward pass
 
 
@@ -44,29 +45,35 @@ def split_batch(
     """Divide a global batch over devices and microbatches.
 
     Raises:
-        ValueError: for a division with a remainder (names the nearest sizes that divide), or one image per batch norm.
+        ValueError: for a division with a remainder (names the nearest sizes that divide), or one image per
+            batch norm.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if batch_size % world_size:
         low = batch_size - batch_size % world_size
         near = f"{low} or {low + world_size}" if low else str(world_size)
-        raise ValueError(f"batch_size={batch_size} does not divide over {world_size} devices; nearest are {near}")
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over {world_size} devices; nearest are {near}"
+        )
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size is {microbatch_size}; it must be at least 1, or null")
     per_device = batch_size // world_size
-    microbatch = microbatch_size or per_device
+    microbatch = per_device if microbatch_size is None else microbatch_size
     if microbatch > per_device or per_device % microbatch:
         divisors = [n for n in range(1, per_device + 1) if per_device % n == 0]
         near = sorted(divisors, key=lambda n: abs(n - microbatch))[:2]
         raise ValueError(
             f"microbatch_size={microbatch} does not divide the {per_device} images of each device "
-            f"(batch_size={batch_size} over {world_size} devices); nearest are {' and '.join(map(str, sorted(near)))}"
+            f"(batch_size={batch_size} over {world_size} devices); "
+            f"nearest are {' and '.join(map(str, sorted(near)))}"
         )
     bn_batch = microbatch * (world_size if sync_batchnorm else 1)
     if bn_batch == 1:
         raise ValueError(
-            "each batch norm would see a single image, which cannot be normalised behind the head's image pooling: "
-            f"batch_size={batch_size} over {world_size} devices in microbatches of {microbatch}. Use a batch of at "
-            "least 2 images per device, or trainer.sync_batchnorm=true on several GPUs"
+            "each batch norm would see a single image, which cannot be normalised behind the head's image "
+            f"pooling: batch_size={batch_size} over {world_size} devices in microbatches of {microbatch}. "
+            "Use a batch of at least 2 images per device, or trainer.sync_batchnorm=true on several GPUs"
         )
     return BatchSplit(batch_size, world_size, per_device, microbatch, per_device // microbatch, bn_batch)
 
@@ -108,16 +115,19 @@ def estimate_memory(model: nn.Module, *, images: int, crop: tuple[int, int], mix
     return 3 * weights + (activations // 2 if mixed else activations)
 
 
-def seconds_per_image(model: nn.Module, *, crop: tuple[int, int], images: int, autocast: torch.dtype | None) -> float:
-    """Time a forward and backward pass on this machine.
+def seconds_per_image(
+    model: nn.Module, *, crop: tuple[int, int], images: int, autocast: torch.dtype | None
+) -> float:
+    """Time a forward and backward pass of a copy of the model on this machine.
 
-    On a GPU the real microbatch is timed; on a CPU two small images, scaled by the number of operations.
+    On a GPU the real microbatch is timed (at least two images, for batch norm); on a CPU two small images,
+    scaled by the number of operations.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     size = crop if cuda else (min(crop[0], PROBE_SIZE), min(crop[1], PROBE_SIZE))
-    count = images if cuda else 2
-    model = model.to(device).train()
+    count = max(images, 2) if cuda else 2
+    model = copy.deepcopy(model).to(device).train()
     batch = torch.randn(count, 3, *size, device=device)
 
     def step() -> None:
@@ -196,7 +206,9 @@ def deviations(
     if published is None:
         return lines
     if published.devices not in (None, split.world_size) and normalize == "device":
-        lines.append(f"devices: {published.devices} -> {split.world_size} (each takes the mean loss of its own images)")
+        lines.append(
+            f"devices: {published.devices} -> {split.world_size} (each takes the mean loss of its own images)"
+        )
     if published.bn_batch not in (None, split.bn_batch):
         lines.append(f"images per batch norm: {published.bn_batch} -> {split.bn_batch}")
     if published.precision not in (None, precision):
@@ -232,10 +244,14 @@ def describe(
     """
     precision = trainer.resolved_precision()
     sync = trainer.sync_batchnorm and trainer.on_gpu()
-    split = split_batch(batch_size, trainer.world_size(), microbatch_size=microbatch_size, sync_batchnorm=sync)
+    split = split_batch(
+        batch_size, trainer.world_size(), microbatch_size=microbatch_size, sync_batchnorm=sync
+    )
     per_epoch = training_images // batch_size
     if per_epoch == 0:
-        raise ValueError(f"batch_size={batch_size} is larger than the training part ({training_images} images)")
+        raise ValueError(
+            f"batch_size={batch_size} is larger than the training part ({training_images} images)"
+        )
     steps = trainer.steps(per_epoch)
     mixed = precision != "32-true"
     memory = estimate_memory(model, images=split.microbatch, crop=crop, mixed=mixed)
@@ -248,7 +264,7 @@ def describe(
         ("images per batch norm", str(split.bn_batch)),
         ("crop", f"{crop[0]} x {crop[1]}, {flops / 1e9:,.0f} GFLOP forward per image"),
         ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
-        ("backbone weights", str(backbone_weights)),
+        ("backbone weights", backbone_weights or "none"),
         ("precision", precision),
         ("memory per device", f"about {memory / 1e9:.1f} GB (weights, momentum, gradients, activations)"),
     ]
@@ -260,5 +276,6 @@ def describe(
     rows.append(("published", str(published) if published else "nothing"))
     lines = [f"plan of {name}", *(f"  {key:<22} {value}" for key, value in rows)]
     changes = deviations(overrides, published, split, precision, normalize)
-    lines.append("  differs from the published setting in" if changes else "  nothing differs from the published setting")
+    reference = "the published setting" if published else "the recipe"
+    lines.append(f"  differs from {reference} in" if changes else f"  nothing differs from {reference}")
     return "\n".join([*lines, *(f"    - {change}" for change in changes)])

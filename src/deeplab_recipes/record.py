@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -30,21 +31,30 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any]:
-    """Return the git commit of this package's sources and whether they were changed since; None outside a checkout."""
+    """Return the git commit of this package's sources and whether they were changed since.
+
+    None outside a checkout, and where the package is merely installed below some other one.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=here, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
 
 
-def hardware(world_size: int) -> str:
-    """Return "8 x NVIDIA A100" or "2 CPU cores (AMD EPYC)"."""
-    if torch.cuda.is_available():
+def hardware(world_size: int, *, gpu: bool) -> str:
+    """Return what a run uses: "8 x NVIDIA A100" or "2 CPU cores (AMD EPYC)"."""
+    if gpu:
         return f"{world_size} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores ({_processor()})"
 
@@ -54,12 +64,14 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
-def peak_memory() -> int:
-    """Return the most memory used so far in bytes: the device's where it is a GPU, else this process's."""
-    if torch.cuda.is_available():
+def peak_memory(*, gpu: bool) -> int:
+    """Return the most memory used so far in bytes: the GPU's, or else this process's."""
+    if gpu:
         return int(torch.cuda.max_memory_allocated())
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * 1024
@@ -72,16 +84,16 @@ def sha256(path: str | Path) -> str:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN (a class that does not occur) becomes null."""
+    """Write JSON whole or not at all; what is not finite (NaN: a class does not occur) becomes null."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
+    temporary.write_text(json.dumps(_finite(content), indent=2) + "\n")
     temporary.replace(path)
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What a run shows and logs while it goes: one progress bar, one line per evaluation, metrics.csv and the loggers."""
+"""What a run shows and logs while it goes: progress bar, a line per evaluation, metrics.csv, loggers."""
 
 import csv
 import math
@@ -31,10 +31,17 @@ class Reporter(pl.Callback):
         FloatingPointError: in training, when a loss is not finite; names the step.
     """
 
-    def __init__(self, csv_path: str | Path, *, batch_size: int, every: int = 20, progress: bool = True):
+    def __init__(
+        self, csv_path: str | Path, *, batch_size: int, every: int = 20, progress: bool = True
+    ) -> None:
         if every < 1:
             raise ValueError(f"trainer.log_every is {every}; it must be at least 1")
-        self.csv_path, self.batch_size, self.every, self.progress = Path(csv_path), batch_size, every, progress
+        self.csv_path, self.batch_size, self.every, self.progress = (
+            Path(csv_path),
+            batch_size,
+            every,
+            progress,
+        )
         self.bar: tqdm | None = None
         self.losses: list[dict[str, Tensor]] = []
         self.seconds = 0.0
@@ -44,11 +51,16 @@ class Reporter(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar, and cut rows off metrics.csv that the resumed run will write again."""
         if trainer.is_global_zero:
-            _keep_rows(self.csv_path, trainer.global_step)
+            self.seconds = _keep_rows(self.csv_path, trainer.global_step)
         total = int(trainer.estimated_stepping_batches)
         visible = self.progress and trainer.is_global_zero and sys.stderr.isatty()
         self.bar = tqdm(
-            total=total, initial=trainer.global_step, disable=not visible, dynamic_ncols=True, unit="step", desc="train"
+            total=total,
+            initial=trainer.global_step,
+            disable=not visible,
+            dynamic_ncols=True,
+            unit="step",
+            desc="train",
         )
         self._window = time.perf_counter()
 
@@ -79,7 +91,9 @@ class Reporter(pl.Callback):
         if self.bar is not None:
             self.bar.close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Leave the terminal tidy."""
         if self.bar is not None:
             self.bar.close()
@@ -106,7 +120,7 @@ class Reporter(pl.Callback):
         self._window = time.perf_counter()
 
     def images_per_second(self) -> float:
-        """Return the median rate of the run, the first window (which warms up) left out where there are others."""
+        """Return the median rate, the first window (which warms up) left out where there are others."""
         rates = sorted(self.rates[1:] or self.rates)
         return rates[len(rates) // 2] if rates else 0.0
 
@@ -125,7 +139,9 @@ class Reporter(pl.Callback):
             writer = csv.DictWriter(file, FIELDS)
             if fresh:
                 writer.writeheader()
-            writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+            writer.writerow(
+                {key: value if isinstance(value, int) else f"{value:.6g}" for key, value in row.items()}
+            )
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
@@ -170,12 +186,18 @@ def _epoch(trainer: pl.Trainer) -> float:
     return trainer.global_step / max(int(trainer.num_training_batches), 1)
 
 
-def _keep_rows(path: Path, step: int) -> None:
+def _keep_rows(path: Path, step: int) -> float:
+    """Cut off the rows after `step`, and one that a killed run did not end; return the last's seconds."""
     if not path.exists():
-        return
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        return 0.0
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [
+        row
+        for row in csv.DictReader(line for line in lines if line.endswith("\n"))
+        if int(row["step"]) <= step
+    ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(rows)
+    return float(rows[-1]["seconds"]) if rows else 0.0

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import Logger
 from deeplab_recipes.checkpoints import AtomicCheckpointIO
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "gpu", "cpu")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class TrainerSettings:
         devices: "auto" (all GPUs, or the CPU), a number, or a list of GPU indices.
         num_nodes: machines.
         accelerator: "auto", "gpu" or "cpu".
-        precision: "auto" (bf16 where the device computes in it, else 32 bit), "32-true", "bf16-mixed" or "16-mixed".
+        precision: "auto" (bf16 where the device computes in it, else 32 bit), "32-true", "bf16-mixed" or
+            "16-mixed".
         sync_batchnorm: batch statistics over all GPUs.
         log_every: steps between rows of metrics.csv.
         progress: show the progress bar.
@@ -44,19 +46,34 @@ class TrainerSettings:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"trainer.precision is {self.precision!r}; valid are {', '.join(PRECISIONS)}")
+        for name, valid in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
+            if getattr(self, name) not in valid:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)!r}; valid are {', '.join(valid)}")
         if self.evaluate_every <= 0:
             raise ValueError(f"trainer.evaluate_every is {self.evaluate_every}; it must be above 0 (epochs)")
-        if self.max_epochs is None and self.max_steps < 1:
-            raise ValueError("nothing says how long to train: set trainer.max_epochs=N or trainer.max_steps=N")
+        if self.max_epochs is None and self.max_steps == -1:
+            raise ValueError(
+                "nothing says how long to train: set trainer.max_epochs=N or trainer.max_steps=N"
+            )
+        for name, none in (("max_epochs", None), ("max_steps", -1), ("num_nodes", 1)):
+            value = getattr(self, name)
+            if value != none and value < 1:
+                raise ValueError(f"trainer.{name} is {value}; it must be at least 1 (default: {none})")
+        if not (
+            self.devices in ("auto", -1)
+            or (isinstance(self.devices, list) and self.devices)
+            or _counts(self.devices)
+        ):
+            raise ValueError(
+                f"trainer.devices is {self.devices!r}; valid are auto, a number above 0 or a list like [0,1]"
+            )
 
     def on_gpu(self) -> bool:
         """Whether this run uses GPUs."""
         return self.accelerator != "cpu" and torch.cuda.is_available()
 
     def resolved_precision(self) -> str:
-        """Return the precision that the device gets: 16-bit floats need a GPU, a CPU takes bf16 in their place."""
+        """Return the precision that the device gets: float16 needs a GPU, a CPU takes bf16 in its place."""
         if self.precision == "16-mixed" and not self.on_gpu():
             return "bf16-mixed"
         if self.precision != "auto":
@@ -106,6 +123,10 @@ class TrainerSettings:
             num_sanity_val_steps=0,
             log_every_n_steps=1,  # `Reporter` decides when something is logged
         )
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _cpu_has_bf16() -> bool:

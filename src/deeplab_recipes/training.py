@@ -38,6 +38,7 @@ PICTURE_WIDTH = 320  # smaller scenes are enlarged to about this in pictures
 NOT_APPLICABLE = (
     ".*does not have many workers.*",  # data.workers is chosen from the cores at hand
     ".*exists and is not empty.*",  # the run directory is checked before
+    ".*your dataloader is not resumable.*",  # its sampler is: see TrainingSampler
     ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of torch
 )
 
@@ -160,6 +161,7 @@ class Run:
             schedule=self.schedule,
             num_classes=self.data.num_classes,
             microbatch_size=self.split.microbatch,
+            total_steps=self.steps,
             seed=self.seed,
             card=self.card(),
         )
@@ -258,7 +260,7 @@ def _opening_record(run: Run) -> dict[str, Any]:
         "bn_batch": run.split.bn_batch,
         "steps": run.steps,
         "precision": run.trainer.resolved_precision(),
-        "hardware": record.hardware(run.split.world_size),
+        "hardware": record.hardware(run.split.world_size, gpu=run.trainer.on_gpu()),
         "versions": record.versions(),
         **record.commit(),
         "published": asdict(run.published) if run.published else None,
@@ -275,7 +277,7 @@ def _closing_record(run: Run, module: SegmentationModule, seconds: float) -> dic
         "status": "finished",
         "images_per_second": round(run.reporter.images_per_second(), 2),
         "hours": round(seconds / 3600, 6),
-        "peak_memory": record.peak_memory(),
+        "peak_memory": record.peak_memory(gpu=run.trainer.on_gpu()),
         "checkpoint": {"best": str(run.checkpoints.best), "sha256": record.sha256(run.checkpoints.best)},
         "skipped": {split: _names(run, split, indices) for split, indices in module.corrupt.items()},
         "evaluations": [{"checkpoint": "last", **last, **common}, {"checkpoint": "best", **best, **common}],

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 class Draws:
-    """A random generator that remembers what it gave, so that a test can do the same with the original's code."""
+    """A random generator that remembers what it gave, so that a test can give the same to the original."""
 
     def __init__(self, seed: int):
         self.generator = np.random.default_rng(seed)
@@ -30,7 +30,8 @@ class Draws:
 def photograph(seed: int, height: int, width: int) -> np.ndarray:
     """A smooth picture with some noise (H, W, 3) uint8: neither flat nor white noise."""
     rng = np.random.default_rng(seed)
-    smooth = cv2.resize(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
 
 
@@ -60,7 +61,7 @@ def make_patches() -> Callable[..., np.ndarray]:
 def make_ade20k(tmp_path: Path) -> Callable[..., Path]:
     """Write a small set in ADE20k's layout; stored labels are 0 (unlabelled) .. 5. Gives its folder."""
 
-    def make(train: int = 4, validation: int = 3, *, sizes: tuple[tuple[int, int], ...] = ((40, 52),)) -> Path:
+    def make(train: int, validation: int, *, sizes: tuple[tuple[int, int], ...] = ((40, 52),)) -> Path:
         root = tmp_path / "ADEChallengeData2016"
         for folder, tag, count in (("training", "train", train), ("validation", "val", validation)):
             images, labels = root / "images" / folder, root / "annotations" / folder

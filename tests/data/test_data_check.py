@@ -34,7 +34,7 @@ def test_sound_data_pass(source, samples):
 @pytest.mark.parametrize("kind", ["image", "label"])
 def test_truncated_picture_is_found(source, truncate, kind):
     path = truncate(getattr(source.pairs("train")[0], kind))
-    with pytest.raises(ValueError, match=f"{path.name}: cannot be read as a picture .*replace it or remove the pair"):
+    with pytest.raises(ValueError, match=f"{path.name}: cannot be read as a picture .*replace it or remove"):
         check(source, samples=3)
 
 
@@ -92,5 +92,5 @@ def test_skip_still_refuses_a_set_of_which_nothing_can_be_used(source):
     """Otherwise a run with the wrong label encoding would train on ignored pixels only."""
     for pair in source.pairs("train"):
         spoil_labels(pair)
-    with pytest.raises(ValueError, match=r"none of the 4 pairs looked at can be used\. The first: .*label value 200"):
+    with pytest.raises(ValueError, match=r"none of the 4 pairs .* can be used.*label value 200"):
         check(source, samples=4, on_corrupt="skip")

@@ -23,14 +23,16 @@ def training(make_ade20k) -> SegmentationDataset:
 
 
 def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    assert one.keys() == other.keys()
+    return all(np.array_equal(one[key], other[key]) for key in one)
 
 
 def test_training_sample(training):
     sample = training[Draw(0, 3)]
     assert (sample["image"].shape, sample["image"].dtype) == ((40, 48, 3), np.uint8)
     assert (sample["label"].shape, sample["label"].dtype) == ((40, 48), np.uint8)
-    assert (sample["content"].shape, sample["colour"].shape, sample["colour"].dtype) == ((4,), (5,), np.float32)
+    assert (sample["content"].shape, sample["colour"].shape) == ((4,), (5,))
+    assert sample["colour"].dtype == np.float32
     assert (sample["index"], sample["corrupt"]) == (3, False)
     assert set(np.unique(sample["label"]).tolist()) <= {0, 1, 2, 3, 4, 255}
 
@@ -89,8 +91,8 @@ def test_evaluation_groups_by_size(make_ade20k):
     dataset = SegmentationDataset(source, "validation", KEPT)
     groups = collate_by_size([dataset[i] for i in (0, 1, 2, 3, 4, NOTHING)])
     assert [group["index"].tolist() for group in groups] == [[0, 3], [1, 4], [2], [NOTHING]]
-    sizes = [(*group["image"].shape[2:], *group["label"].shape[1:]) for group in groups]
-    assert sizes == [(40, 60, 40, 60), (60, 40, 60, 40), (40, 60, 80, 120), (33, 33, 33, 33)]
+    shapes = [(*group["image"].shape[2:], *group["label"].shape[1:]) for group in groups]
+    assert shapes == [(40, 60, 40, 60), (60, 40, 60, 40), (40, 60, 80, 120), (33, 33, 33, 33)]
     assert all(group["image"].dtype == torch.uint8 for group in groups)
 
 
@@ -118,7 +120,7 @@ def test_every_validation_image_once_over_all_ranks(make_ade20k, world_size):
 @pytest.mark.parametrize("kind", ["image", "label"])
 def test_broken_file_raises_and_is_named(training, truncate, kind):
     path = truncate(getattr(training.pairs[2], kind))
-    with pytest.raises(ValueError, match=rf"{path.name}: cannot be read as a picture \(.*\); replace it or remove"):
+    with pytest.raises(ValueError, match=rf"{path.name}: cannot be read as a picture \(.*\); replace it"):
         training[Draw(0, 2)]
     assert not training[Draw(0, 1)]["corrupt"]
 
@@ -171,7 +173,7 @@ def test_photograph_of_16_bits_is_refused(tmp_path):
     """Pillow would turn everything above 255 into white."""
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((20, 30), 3000, np.uint16)).save(path)
-    with pytest.raises(ValueError, match=r"deep\.png: an image must have 8 bits a channel, this one has mode I;16"):
+    with pytest.raises(ValueError, match=r"deep\.png: an image must have 8 bits a channel, this one is I;16"):
         read_image(Pair(path, path))
 
 
@@ -219,5 +221,5 @@ def test_skipped_evaluation_sample_is_blank_and_marked(make_ade20k, truncate, tr
     assert (sample["label"] == 255).all()
     assert (sample["image"] == MEAN_PIXEL).all()
     groups = collate_by_size([dataset[i] for i in range(3)])
-    marked = {i: c for group in groups for i, c in zip(group["index"].tolist(), group["corrupt"].tolist(), strict=True)}
-    assert marked == {0: False, 1: True, 2: False}
+    assert sorted(i for group in groups for i in group["index"].tolist()) == [0, 1, 2]
+    assert [i for group in groups for i in group["index"][group["corrupt"]].tolist()] == [1]

@@ -1,9 +1,10 @@
 """The device's half against the originals: torchvision on Pillow images, and mmsegmentation's own class.
 
-The originals store 8 bits after every step, here nothing is rounded. One step of theirs cuts off up to 1 level. A hue
-step goes through 8-bit HSV: Pillow cuts the hue to 1/256 and OpenCV rounds it to 1/180 of the circle, where 1/6 of it is
-up to 255 levels, so single pixels of strong colour move by 6 levels (1/256) and 4.3 (half of 1/180); Pillow's rounding of
-the saturation adds to that. The tests hold the largest difference to these bounds and the mean one to less than a level.
+The originals store 8 bits after every step, here nothing is rounded. One step of theirs cuts off up to 1
+level. A hue step goes through 8-bit HSV: Pillow cuts the hue to 1/256 of the circle, OpenCV rounds it to
+1/180. As a sixth of the circle is up to 255 levels, strong colours move by 6 levels (1/256) and 4.3 (half
+of 1/180), and the rounding of the saturation adds to that. The tests hold the largest difference to such
+bounds, the mean one to much less.
 """
 
 import numpy as np
@@ -12,15 +13,15 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 
-from deeplab_recipes.data.device import blend_colours, content_mask, luminance, normalize, prepare, shift_colours
-from deeplab_recipes.data.transforms import (
-    COLOUR_RANGES,
-    MEAN,
-    MEAN_PIXEL,
-    NEUTRAL_COLOUR,
-    STD,
-    draw_colour,
+from deeplab_recipes.data.device import (
+    blend_colours,
+    content_mask,
+    luminance,
+    normalize,
+    prepare,
+    shift_colours,
 )
+from deeplab_recipes.data.transforms import COLOUR_RANGES, MEAN, MEAN_PIXEL, NEUTRAL_COLOUR, STD, draw_colour
 
 HEIGHT, WIDTH = 40, 56
 SHAPE = (HEIGHT, WIDTH)
@@ -148,7 +149,8 @@ def mmseg_distort(monkeypatch):
 
 @pytest.mark.parametrize("offset", [-32, -10.3, 0.4, 31.9])
 def test_shifted_brightness(image, mmseg_distort, offset):
-    assert_close(shifted(image, offset), mmseg_distort("brightness", image, uniforms=[offset]), largest=1, mean=0.9)
+    original = mmseg_distort("brightness", image, uniforms=[offset])
+    assert_close(shifted(image, offset), original, largest=1, mean=0.9)
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.83, 1.17, 1.5])
@@ -178,7 +180,8 @@ def test_shifted_chain_in_mmsegs_order(make_photograph, mmseg_distort, contrast_
         steps = int(rng.integers(-18, 18))
         order = [brightness, contrast, saturation] if contrast_first else [brightness, saturation, contrast]
         # the coins: brightness yes, then the place of the contrast, then yes to all
-        original = mmseg_distort("transform", image, uniforms=order, steps=steps, coins=[1, int(contrast_first)])
+        coins = [1, int(contrast_first)]
+        original = mmseg_distort("transform", image, uniforms=order, steps=steps, coins=coins)
         before, after = (contrast, 1) if contrast_first else (1, contrast)
         ours = shifted(image, brightness, before, saturation, steps / 180, after)
         assert_close(ours, original, largest=14, mean=2.5)
@@ -192,8 +195,12 @@ def test_keep_ratio_ranges_are_those_that_mmseg_asks_for(monkeypatch):
     transforms.PhotoMetricDistortion().transform({"img": np.zeros((2, 2, 3), np.uint8)})
     asked = [question for question in script.asked if question[1] is not None]
     ranges = COLOUR_RANGES["keep_ratio"]
-    contrast, saturation = (1 - ranges.contrast, 1 + ranges.contrast), (1 - ranges.saturation, 1 + ranges.saturation)
-    assert asked == [(-ranges.brightness, ranges.brightness), contrast, saturation, (-18, 18)]
+    assert asked == [
+        (-ranges.brightness, ranges.brightness),
+        (1 - ranges.contrast, 1 + ranges.contrast),
+        (1 - ranges.saturation, 1 + ranges.saturation),
+        (-18, 18),
+    ]
     assert ranges.hue * 180 == 18
 
 
@@ -211,7 +218,8 @@ def test_each_change_comes_half_the_time(kind):
     hue *= 36 / 35 if kind == "keep_ratio" else 1
     assert np.allclose([brightness, first + last, saturation, hue], 0.5, atol=0.03)
     assert np.allclose([first, last], 0.25, atol=0.03)
-    together = np.corrcoef(np.stack([changed[:, 0], changed[:, 1] | changed[:, 4], changed[:, 2], changed[:, 3]]))
+    contrast = changed[:, 1] | changed[:, 4]
+    together = np.corrcoef(np.stack([changed[:, 0], contrast, changed[:, 2], changed[:, 3]]))
     assert np.abs(together - np.eye(4)).max() < 0.06
 
 
@@ -286,12 +294,15 @@ def test_normalize_equals_torchvision(image):
 
 def padded_batch(make_photograph, kind: str) -> dict:
     """Four images, each with padding of its own, and strong colour changes of every sort."""
-    content = torch.tensor([[0, 0, HEIGHT, WIDTH], [3, 5, 20, 30], [0, 0, 7, WIDTH], [10, 0, 30, 50]], dtype=torch.int32)
+    windows = [[0, 0, HEIGHT, WIDTH], [3, 5, 20, 30], [0, 0, 7, WIDTH], [10, 0, 30, 50]]
+    content = torch.tensor(windows, dtype=torch.int32)
     images = torch.empty(4, HEIGHT, WIDTH, 3, dtype=torch.uint8)
     images[:] = torch.tensor(MEAN_PIXEL, dtype=torch.uint8)
     for i, (top, left, tall, wide) in enumerate(content.tolist()):
         images[i, top : top + tall, left : left + wide] = torch.from_numpy(make_photograph(i, tall, wide))
-    strong = torch.tensor([[1.1, 1.4, 1.3, 0.05, 1], [0.9, 1, 0.5, -0.07, 1.5], [1, 0.5, 1, 0, 1], [1, 1, 1, 0.07, 1]])
+    strong = torch.tensor(
+        [[1.1, 1.4, 1.3, 0.05, 1], [0.9, 1, 0.5, -0.07, 1.5], [1, 0.5, 1, 0, 1], [1, 1, 1, 0.07, 1]]
+    )
     if kind == "keep_ratio":
         strong[:, 0] = torch.tensor([30, -20, 10, 0])
     return {"images": images.permute(0, 3, 1, 2), "content": content, "colour": strong, "photometric": kind}

@@ -1,4 +1,4 @@
-"""The host's half of both pipelines against the originals: Pillow / torchvision for Composer's, mmcv for mmseg's."""
+"""The host's half of both pipelines against the originals: torchvision for Composer's, mmcv for mmseg's."""
 
 from math import ceil
 
@@ -29,9 +29,10 @@ def decoded(stored: np.ndarray) -> np.ndarray:
 
 
 def composer(image, stored, *, base, crop, scale, corner, flipped) -> tuple[np.ndarray, np.ndarray]:
-    """What Composer's RandomResizePair, RandomCropPair, RandomHFlipPair and PadToSize do once everything is drawn."""
+    """Composer's RandomResizePair, RandomCropPair, RandomHFlipPair and PadToSize, once all is drawn."""
     size = [int(base[0] * scale), int(base[1] * scale)]
-    pictures = TF.resize(Image.fromarray(image), size, BILINEAR), TF.resize(Image.fromarray(stored), size, NEAREST)
+    pictures = [TF.resize(Image.fromarray(image), size, BILINEAR)]
+    pictures += [TF.resize(Image.fromarray(stored), size, NEAREST)]
     if size[0] > crop[0] or size[1] > crop[1]:
         window = (*corner, min(crop[0], size[0]), min(crop[1], size[1]))
         pictures = [TF.crop(picture, *window) for picture in pictures]
@@ -39,11 +40,12 @@ def composer(image, stored, *, base, crop, scale, corner, flipped) -> tuple[np.n
         pictures = [TF.hflip(picture) for picture in pictures]
     free = [max(crop[1] - pictures[0].width, 0), max(crop[0] - pictures[0].height, 0)]
     padding = [free[0] // 2, free[1] // 2, ceil(free[0] / 2), ceil(free[1] / 2)]
-    return np.asarray(TF.pad(pictures[0], padding, fill=(123, 116, 103))), np.asarray(TF.pad(pictures[1], padding))
+    image = TF.pad(pictures[0], padding, fill=(123, 116, 103))
+    return np.asarray(image), np.asarray(TF.pad(pictures[1], padding))
 
 
 def mmsegmentation(image, labels, *, base, crop, scale, corner, flipped) -> tuple[np.ndarray, np.ndarray]:
-    """mmcv's RandomResize, mmseg's RandomCrop, RandomFlip and the padding of SegDataPreProcessor, once all is drawn."""
+    """mmcv's RandomResize and RandomFlip, mmseg's RandomCrop and final padding, once all is drawn."""
     target = int(base[0] * scale), int(base[1] * scale)
     image = mmcv.imrescale(image, target)
     labels = mmcv.imrescale(labels, target, interpolation="nearest")
@@ -51,10 +53,13 @@ def mmsegmentation(image, labels, *, base, crop, scale, corner, flipped) -> tupl
     image, labels = image[window], labels[window]
     if flipped:
         image, labels = mmcv.imflip(image), mmcv.imflip(labels)
-    free = crop[1] - labels.shape[1], crop[0] - labels.shape[0]
-    planes = [pad_tensor(torch.tensor(image[..., c].copy()), (0, free[0], 0, free[1]), value=MEAN_PIXEL[c]) for c in range(3)]
-    padded_labels = pad_tensor(torch.tensor(labels.copy()), (0, free[0], 0, free[1]), value=255)
-    return torch.stack(planes, dim=-1).numpy(), padded_labels.numpy()
+    padding = (0, crop[1] - labels.shape[1], 0, crop[0] - labels.shape[0])
+
+    def padded(plane: np.ndarray, value: int) -> np.ndarray:
+        return pad_tensor(torch.tensor(plane.copy()), padding, value=value).numpy()
+
+    planes = [padded(image[..., channel], MEAN_PIXEL[channel]) for channel in range(3)]
+    return np.stack(planes, axis=-1), padded(labels, 255)
 
 
 def drawn(draws) -> dict:
@@ -62,7 +67,8 @@ def drawn(draws) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("base", "crop"), [((64, 64), (64, 64)), ((65, 65), (64, 64)), ((48, 80), (50, 61)), ((90, 40), (64, 64))]
+    ("base", "crop"),
+    [((64, 64), (64, 64)), ((65, 65), (64, 64)), ((48, 80), (50, 61)), ((90, 40), (64, 64))],
 )
 def test_square_equals_composer(draws, make_photograph, make_patches, base, crop):
     transform = TrainingTransform("square", crop, base)
@@ -76,7 +82,8 @@ def test_square_equals_composer(draws, make_photograph, make_patches, base, crop
 
 
 @pytest.mark.parametrize(
-    ("base", "crop"), [((200, 64), (64, 64)), ((64, 200), (50, 71)), ((80, 80), (64, 64)), ((77, 53), (40, 90))]
+    ("base", "crop"),
+    [((200, 64), (64, 64)), ((64, 200), (50, 71)), ((80, 80), (64, 64)), ((77, 53), (40, 90))],
 )
 def test_keep_ratio_equals_mmsegmentation(draws, make_photograph, make_patches, base, crop):
     transform = TrainingTransform("keep_ratio", crop, base)
@@ -141,7 +148,7 @@ def scripted(corners):
 
 
 def test_crop_is_redrawn_as_in_mmsegmentation(monkeypatch):
-    """Same positions on offer, same choice, and as many draws taken, whether 0, some or all 10 redraws are needed."""
+    """Same positions on offer, same choice, and as many of them taken, from the first only to all 11."""
     from mmseg.datasets.transforms import RandomCrop
 
     taken = set()

@@ -20,7 +20,7 @@ def test_ranks_together_make_the_global_batch(world_size):
         parts = [batches(sampler) for sampler in ranks]
         assert all(len(part) == 5 for part in parts)
         for number, shares in enumerate(zip(*parts, strict=True)):
-            assert sum(shares, []) == ranks[0].global_batch(epoch, number)
+            assert [index for share in shares for index in share] == ranks[0].global_batch(epoch, number)
 
 
 def test_last_incomplete_batch_is_dropped_and_nothing_repeats():
@@ -56,23 +56,33 @@ def test_every_sample_has_its_turn():
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("done", [0, 1, 4, 5, 7])
 def test_resumed_run_goes_on_after_its_last_step(world_size, done):
+    """With five steps to an epoch: the rest of the epoch that step `done` is in, then the whole next one."""
     epoch, batch = divmod(done, 5)
     for rank in range(world_size):
+        steps = {"done": done}
         whole = TrainingSampler(22, 4, seed=3, rank=rank, world_size=world_size)
-        resumed = TrainingSampler(22, 4, seed=3, rank=rank, world_size=world_size, steps_done=lambda: done)
-        for sampler in (whole, resumed):
-            sampler.set_epoch(epoch)
-        assert batches(resumed) == batches(whole)[batch:]
+        resumed = TrainingSampler(
+            22, 4, seed=3, rank=rank, world_size=world_size, steps_done=lambda steps=steps: steps["done"]
+        )
+        for number, start in ((epoch, batch), (epoch + 1, 0)):
+            steps["done"] = number * 5 + start
+            for sampler in (whole, resumed):
+                sampler.set_epoch(number)
+            assert batches(resumed) == batches(whole)[start:]
+            assert {draw.epoch for draw in resumed} <= {number}
 
 
-@pytest.mark.parametrize(("batch_size", "world_size", "message"), [(23, 1, "23 is larger .*22"), (6, 4, "6 .*4 devices")])
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "message"), [(23, 1, "23 is larger .*22"), (6, 4, "6 .*4 devices")]
+)
 def test_impossible_batches_are_refused(batch_size, world_size, message):
     with pytest.raises(ValueError, match=message):
         TrainingSampler(22, batch_size, seed=0, world_size=world_size)
 
 
 def test_samples_are_plain_draws():
-    assert next(iter(TrainingSampler(3, 1, seed=0))) == Draw(0, int(np.random.default_rng([0, 0]).permutation(3)[0]))
+    first = next(iter(TrainingSampler(3, 1, seed=0)))
+    assert first == Draw(0, int(np.random.default_rng([0, 0]).permutation(3)[0]))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 7])

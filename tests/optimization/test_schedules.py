@@ -2,12 +2,9 @@ import math
 
 import pytest
 import pytorch_lightning as pl
+import tiny
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
-from deeplab_recipes.losses import SegmentationLoss
-from deeplab_recipes.module import SegmentationModule
 from deeplab_recipes.optimization import constant, cosine, polynomial
 
 
@@ -34,6 +31,12 @@ def test_values_between():
     assert [constant(tau) for tau in (-1, 0, 0.3, 2)] == [1, 1, 1, 1]
 
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+]
+
+
 class Recorder(pl.Callback):
     """Notes the learning rate that each step is taken with."""
 
@@ -44,24 +47,20 @@ class Recorder(pl.Callback):
         self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 7}, {"max_epochs": 9, "max_steps": 5}])
+LIMITS = [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 7}, {"max_epochs": 9, "max_steps": 5}]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
 def test_each_optimizer_step_has_the_rate_of_its_share_of_the_run(limits, tmp_path):
     """Microbatches do not advance the schedule, and it spans the smaller limit."""
-    batch = {"image": torch.randn(4, 3, 5, 5), "label": torch.zeros(4, 5, 5, dtype=torch.uint8)}
-    module = SegmentationModule(
-        nn.Conv2d(3, 2, 1),
-        loss=SegmentationLoss(),
+    recorder = Recorder()
+    module = tiny.module(
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.2),
         schedule=polynomial,
-        num_classes=2,
         microbatch_size=1,
     )
-    recorder = Recorder()
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[recorder], default_root_dir=tmp_path, **limits,
-    )  # fmt: skip
-    trainer.fit(module, DataLoader([batch] * 3, batch_size=None))
+    trainer = tiny.trainer(tmp_path, callbacks=[recorder], **limits)
+    trainer.fit(module, tiny.loader(tiny.batches(3)))
     total = min(limits["max_epochs"] * 3 if limits["max_epochs"] > 0 else 7, limits.get("max_steps", 99))
     assert trainer.global_step == total
     assert recorder.lrs == pytest.approx([0.2 * polynomial(step / total) for step in range(total)], rel=1e-12)

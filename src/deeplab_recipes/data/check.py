@@ -1,4 +1,4 @@
-"""Finding unusable data before training: sizes of all pairs from the file headers, content of a sample of them."""
+"""Finding unusable data before training: sizes of all pairs by their headers, content of a sample."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -18,8 +18,8 @@ def encoding(mapping: Mapping[int, int]) -> np.ndarray:
     for stored, label in mapping.items():
         if not (0 <= stored <= 255 and (0 <= label < INVALID or label == IGNORE)):
             raise ValueError(
-                f"label {stored} -> class {label} does not fit: a label picture stores 0..255, and there can be "
-                f"at most {INVALID} classes (0..{INVALID - 1}; {IGNORE} is ignored)"
+                f"label {stored} -> class {label} does not fit: a label picture stores 0..255, and there can "
+                f"be at most {INVALID} classes (0..{INVALID - 1}; {IGNORE} is ignored)"
             )
         table[stored] = label
     return table

@@ -33,8 +33,8 @@ class SegmentationDataModule(pl.LightningDataModule):
     """Training and evaluation batches of a data source.
 
     A training batch is {"image" (B, 3, H, W) normalised floats, "label" (B, H, W) uint8, "index" (B,),
-    "corrupt" (B,)} on the device, B being this device's share of the global batch; an evaluation batch is a list
-    of such, one for each image size.
+    "corrupt" (B,)} on the device, B being this device's share of the global batch; an evaluation batch is a
+    list of such, one for each image size.
 
     Args:
         source: called with `root`, gives the data set.

@@ -19,15 +19,15 @@ class Draw(NamedTuple):
 class TrainingSampler(Sampler[Draw]):
     """This rank's slice of every global batch of an epoch, in order; the last incomplete one is dropped.
 
-    Global batch b of an epoch is permutation[b * batch_size : (b + 1) * batch_size]; rank r takes the r-th part.
+    Global batch b is permutation[b * batch_size : (b + 1) * batch_size], and rank r takes its r-th part.
 
     Args:
         size: number of training samples.
         batch_size: global batch size.
         seed: of the permutations.
         rank, world_size: this device and their number.
-        steps_done: asked when an epoch begins for the steps taken so far, so that a run resumed in mid-epoch
-            goes on after its last batch; None: every epoch begins with its first batch.
+        steps_done: gives the steps that were taken so far, which say where to go on, in mid-epoch too. (Lightning
+            begins an epoch more than once and before it says which one it is.) None: `set_epoch` says it.
 
     Raises:
         ValueError: if the batch is larger than the set or not divisible by the world size.
@@ -57,7 +57,7 @@ class TrainingSampler(Sampler[Draw]):
         return self.size // self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate next; Lightning calls this."""
+        """Choose the epoch to iterate next, where `steps_done` does not."""
         self.epoch = epoch
 
     def global_batch(self, epoch: int, batch: int) -> list[int]:
@@ -68,11 +68,11 @@ class TrainingSampler(Sampler[Draw]):
         return self.steps_per_epoch * (self.batch_size // self.world_size)
 
     def __iter__(self) -> Iterator[Draw]:
-        start = self.steps_done() % self.steps_per_epoch if self.steps_done else 0
-        order = self._order(self.epoch)[: self.steps_per_epoch * self.batch_size]
+        epoch, start = divmod(self.steps_done(), self.steps_per_epoch) if self.steps_done else (self.epoch, 0)
+        order = self._order(epoch)[: self.steps_per_epoch * self.batch_size]
         shares = order.reshape(self.steps_per_epoch, self.world_size, -1)
         for index in shares[start:, self.rank].ravel().tolist():
-            yield Draw(self.epoch, index)
+            yield Draw(epoch, index)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.size)

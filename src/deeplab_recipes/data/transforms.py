@@ -1,8 +1,8 @@
 """The two published ADE20k pipelines: draws and geometry on the host, colour and normalisation on the device.
 
-`square` is Composer's: image and labels are squashed to a square of the drawn scale (Pillow, with antialiasing),
-padded on all sides. `keep_ratio` is mmsegmentation's: the aspect stays (OpenCV, without antialiasing), padded right
-and below.
+`square` is Composer's: image and labels are squashed to a square of the drawn scale (Pillow, with
+antialiasing), padded on all sides. `keep_ratio` is mmsegmentation's: the aspect stays (OpenCV, without
+antialiasing), padded right and below.
 """
 
 from dataclasses import dataclass
@@ -92,8 +92,8 @@ def draw_crop(
 class ColourRanges:
     """Ranges of the photometric changes, each applied with probability 1/2 (FACTS of both originals).
 
-    `brightness` is a factor 1 +/- x in `square` and an offset +/- x in levels of 255 in `keep_ratio`; `hue` is
-    a fraction of the full circle.
+    `brightness` is a factor 1 +/- x in `square` and an offset +/- x in levels of 255 in `keep_ratio`; `hue`
+    is a fraction of the full circle.
     """
 
     brightness: float
@@ -135,7 +135,7 @@ def draw_colour(kind: Photometric, rng: np.random.Generator) -> np.ndarray:
 
 
 def _hue(kind: Photometric, turn: float) -> float:
-    """`keep_ratio`'s original turns the hue by whole steps of 1/180 circle in [-18, 17], `square` by any fraction."""
+    """mmsegmentation turns the hue by whole steps of 1/180 circle in [-18, 17], Composer by any fraction."""
     return np.floor(turn * 180) / 180 if kind == "keep_ratio" else turn
 
 
@@ -164,7 +164,7 @@ class TrainingTransform:
     def __call__(
         self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Return image (H, W, 3) and label (H, W) uint8, content (top, left, height, width) and colour (5,)."""
+        """Return image (H, W, 3), label (H, W), content (top, left, height, width) and colour (5,)."""
         size = resized_size(self.pipeline, labels.shape, self.base_size, rng.uniform(*self.scale_range))
         image = resize_image(image, size, self.pipeline)
         labels = resize_labels(labels, size, self.pipeline)

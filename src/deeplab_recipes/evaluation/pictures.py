@@ -1,6 +1,7 @@
 """Pictures of results: photograph, truth and prediction side by side, with a legend."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +13,8 @@ IGNORE_COLOUR: Colour = (255, 255, 255)
 MARGIN = 8
 LINE = 20
 TEXT: Colour = (30, 30, 30)
+FRAME: Colour = (120, 120, 120)
+COLUMN = 64  # the least width of a panel's place, for its title
 
 
 def colourise(labels: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:
@@ -31,26 +34,32 @@ def comparison(
     palette: Sequence[Colour],
     scale: int = 1,
 ) -> Image.Image:
-    """Draw image (H, W, 3), truth (H, W) and prediction (H, W) in a row, and a legend of the classes that occur.
+    """Draw image, truth and prediction in a row, and a legend of the classes that occur.
 
     Args:
-        image, truth, prediction: uint8, of one size.
+        image, truth, prediction: (H, W, 3), (H, W) and (H, W), uint8.
         classes, palette: names and colours by class number.
         scale: whole factor by which the pictures are enlarged.
     """
     shown = np.where(truth == IGNORE, IGNORE, prediction).astype(np.uint8)
-    panels = [("image", image), ("truth", colourise(truth, palette)), ("prediction", colourise(shown, palette))]
+    panels = [
+        ("image", image),
+        ("truth", colourise(truth, palette)),
+        ("prediction", colourise(shown, palette)),
+    ]
     height, width = truth.shape[0] * scale, truth.shape[1] * scale
-    total = 3 * width + 4 * MARGIN
+    column = max(width, COLUMN) + MARGIN
     present = sorted({*np.unique(truth).tolist(), *np.unique(shown).tolist()} - {IGNORE})
-    legend = _legend(present, classes, palette, total - 2 * MARGIN, ignored=bool((truth == IGNORE).any()))
-    canvas = Image.new("RGB", (total, LINE + height + legend.height + 3 * MARGIN), "white")
+    legend = _legend(present, classes, palette, 3 * column - MARGIN, ignored=bool((truth == IGNORE).any()))
+    canvas = Image.new(
+        "RGB", (legend.width + 2 * MARGIN, LINE + height + legend.height + 3 * MARGIN), "white"
+    )
     draw = ImageDraw.Draw(canvas)
     for i, (title, pixels) in enumerate(panels):
-        left = MARGIN + i * (width + MARGIN)
+        left, top = MARGIN + i * column, LINE + MARGIN // 2
         draw.text((left, MARGIN // 2), title, fill=TEXT, font=_font())
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(resized, (left, LINE + MARGIN // 2))
+        draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
+        canvas.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (left, top))
     canvas.paste(legend, (MARGIN, LINE + height + 2 * MARGIN))
     return canvas
 
@@ -58,21 +67,22 @@ def comparison(
 def _legend(
     present: list[int], classes: Sequence[str], palette: Sequence[Colour], width: int, *, ignored: bool
 ) -> Image.Image:
-    """Draw swatches and names, wrapped to `width` pixels."""
+    """Draw swatches and names in rows of `width` pixels, or more where a name needs it."""
     entries = [(classes[c], tuple(palette[c])) for c in present]
     if ignored:
         entries.append(("not labelled", IGNORE_COLOUR))
+    lengths = [18 + int(_font().getlength(name)) + 14 for name, _ in entries]
+    width = max(width, *lengths)
     places, x, y = [], 0, 0
-    for name, _ in entries:
-        length = 18 + int(_font().getlength(name)) + 14
-        if x and x + length > width:
+    for length in lengths:
+        if x + length > width:
             x, y = 0, y + LINE
         places.append((x, y))
         x += length
     canvas = Image.new("RGB", (width, y + LINE), "white")
     draw = ImageDraw.Draw(canvas)
     for (left, top), (name, colour) in zip(places, entries, strict=True):
-        draw.rectangle((left, top + 3, left + 12, top + 15), fill=colour, outline=(120, 120, 120))
+        draw.rectangle((left, top + 3, left + 12, top + 15), fill=colour, outline=FRAME)
         draw.text((left + 18, top + 2), name, fill=TEXT, font=_font())
     return canvas
 
@@ -88,5 +98,6 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     return canvas
 
 
+@cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=12)

@@ -1,4 +1,4 @@
-"""From a checkpoint to labels: the photograph in, classes out, all sizes and constants read from the checkpoint."""
+"""From a checkpoint to labels: photograph in, classes out, all sizes and constants from the checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Predictor:
         device: where to run.
     """
 
-    def __init__(self, model: nn.Module, card: dict[str, Any], *, device: str | torch.device = "cpu"):
+    def __init__(self, model: nn.Module, card: dict[str, Any], *, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.card = card
@@ -38,11 +38,13 @@ class Predictor:
             ValueError: for an image of another shape or type.
         """
         image = np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ValueError(f"an image must be (H, W, 3) uint8 RGB; this one is {image.shape} {image.dtype}")
         protocol, size = self.card["protocol"], image.shape[:2]
         target = resized_size(protocol, size, tuple(self.card["evaluate_sizes"][protocol]))
-        pixels = np.ascontiguousarray(resize_image(image, target, protocol))
+        pixels = np.array(
+            resize_image(image, target, protocol), order="C"
+        )  # a copy: the image may be read-only
         batch = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).unsqueeze(0)
         logits = self.model(normalize(batch, mean=self.card["mean"], std=self.card["std"]))
         return resize_logits(logits, size)[0]
@@ -68,7 +70,10 @@ def load_predictor(
     content = load_checkpoint(checkpoint)
     card = dict(content["deeplab"])
     arguments = {**card["model"], **({} if output_stride is None else {"output_stride": output_stride})}
-    model = build_deeplab(**arguments)
-    weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
+    with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+        model = build_deeplab(**arguments)
+    weights = {
+        k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")
+    }
     model.load_state_dict(weights)
     return Predictor(model, card, device=device)

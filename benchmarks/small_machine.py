@@ -33,8 +33,9 @@ def questions(data: Path) -> dict[str, Question]:
     camvid = ("+recipe=camvid_mobilenet_v2", f"data.root={data}/camvid", weights)
     # The CamVid recipe's net and optimizer on 150 classes: no recipe of its own, the set is no benchmark.
     mini = (
-        "+recipe=camvid_mobilenet_v2", "data=ade20k_keep_ratio", f"data.root={data}/ade20k_mini", weights, "name=ade20k_mini",
-        "data.crop_size=[257,257]", "data.base_size=[1024,256]", "data.evaluate_sizes.keep_ratio=[1024,256]",
+        "+recipe=camvid_mobilenet_v2", "data=ade20k_keep_ratio", f"data.root={data}/ade20k_mini", weights,
+        "name=ade20k_mini", "data.crop_size=[257,257]", "data.base_size=[1024,256]",
+        "data.evaluate_sizes.keep_ratio=[1024,256]",
         "evaluate_batch_size=1", "trainer.max_epochs=12", "trainer.evaluate_every=6",
     )  # fmt: skip
     return {
@@ -80,7 +81,8 @@ def main() -> None:
         [
             f"{date.today()}, {result['hardware']}, {versions}{'; with ' + ' '.join(extra) if extra else ''}",
             "",
-            "| run | goal | mIoU (keep_ratio, validation) | minutes, evaluation included | images/s | precision | steps | commit |",
+            "| run | goal | mIoU (keep_ratio, validation) | minutes, evaluation included | "
+            "images/s | precision | steps | commit |",
             "|---|---|---|---|---|---|---|---|",
             *lines,
         ]

@@ -1,6 +1,6 @@
 """How long does the command line take to answer? Compared with importing torch, in one run.
 
-    python benchmarks/start_up.py
+python benchmarks/start_up.py
 """
 
 import statistics

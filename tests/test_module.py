@@ -126,6 +126,22 @@ def test_bf16_mixed_stays_close_to_float32(tmp_path):
     assert_same(*modules, 2e-2)
 
 
+def trained_with_dropout(folder: Path, *, seed: int, surroundings: int) -> list[Tensor]:
+    module = tiny.module(seed=seed, microbatch_size=2)
+    module.model = nn.Sequential(nn.Dropout(0.5), module.model)
+    torch.manual_seed(surroundings)
+    data = tiny.batches(1) * 2  # the same batch twice, with other draws
+    tiny.trainer(folder).fit(module, tiny.loader(data))
+    return weights(module)
+
+
+def test_dropout_follows_from_the_seed_alone(tmp_path):
+    first = trained_with_dropout(tmp_path, seed=17, surroundings=1)
+    assert_same(trained_with_dropout(tmp_path, seed=17, surroundings=2), first, 0)
+    other = trained_with_dropout(tmp_path, seed=18, surroundings=1)
+    assert not torch.equal(other[0], first[0])
+
+
 def test_a_checkpoint_carries_the_card(tmp_path):
     card = {"format_version": 1, "classes": ["a", "b", "c"]}
     module = tiny.module(card=card)

@@ -131,7 +131,9 @@ class Run:
             where = "without a GPU" if self.split.world_size > 1 else "on one device"
             notes.append(f"trainer.sync_batchnorm=true has no effect {where}")
         if self.split.bn_batch < self.split.batch_size:
-            notes.append(f"batch norm sees {self.split.bn_batch} images at a time, the batch has {self.split.batch_size}")
+            notes.append(
+                f"batch norm sees {self.split.bn_batch} images at a time, the batch has {self.split.batch_size}"
+            )
         if self.trainer.precision not in ("auto", self.trainer.resolved_precision()):
             notes.append(f"{self.trainer.precision} needs a GPU; computing in {self.trainer.resolved_precision()}")
         return notes
@@ -216,10 +218,8 @@ def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
 def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
     """Return the checkpoint to go on from, after a look inside; refuse to write over another run."""
     newest = run.checkpoints.last
-    if resume == "auto":
-        path = newest if newest.exists() else None
-    else:
-        path = Path(resume) if resume else None
+    given = newest if resume == "auto" and newest.exists() else resume
+    path = Path(given) if given not in (None, "auto") else None
     if path is None and resume is None and (run.run_dir / "result.json").exists():
         raise FileExistsError(
             f"run_dir={run.run_dir} holds a run already; choose another run_dir, or go on with it: resume=auto"
@@ -321,7 +321,7 @@ def _report(run: Run, result: Mapping[str, Any]) -> None:
     print(class_table(list(run.data.source.classes), best["per_class"]))
     for split, names in result["skipped"].items():
         if names:
-            print(f"skipped {len(names)} unreadable {split} images: {', '.join(names[:3])}")
+            print(f"skipped {len(names)} unusable {split} images: {', '.join(names[:3])}")
     rate = f"{result['images_per_second']:.1f} images/s"
     print(f"mIoU {best['miou']:.2f} (best, step {best['step']}), {last['miou']:.2f} (last)  [{run.data.protocol}]")
     print(f"{clock(result['hours'] * 3600)} on {result['hardware']}, {rate}; everything is in {run.run_dir}")

@@ -1,3 +1,4 @@
+import gc
 import pickle
 
 import numpy as np
@@ -146,11 +147,14 @@ def test_huge_picture_is_named(training, monkeypatch):
         training[Draw(0, 2)]
 
 
-def test_error_in_a_worker_names_the_file(training, truncate):
+def test_error_in_a_worker_names_the_file(training, truncate, monkeypatch):
+    # torch waits so long for a worker that raised: 5 seconds by default, at the next garbage collection
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     path = truncate(training.pairs[2].image)
     sampler = TrainingSampler(6, 2, seed=0)
     with pytest.raises(ValueError, match=path.name):
         list(DataLoader(training, batch_size=2, sampler=sampler, collate_fn=collate, num_workers=1))
+    gc.collect()
 
 
 def test_sizes_that_differ_name_both_files(training):

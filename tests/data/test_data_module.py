@@ -123,13 +123,24 @@ def test_resumed_run_sees_the_samples_it_would_have_seen(make_ade20k, tmp_path, 
             check_val_every_n_epoch=None,
             val_check_interval=4,
         )
-        trainer.fit(watcher, datamodule=module(root, workers=workers), ckpt_path=checkpoint, weights_only=True)
+        data = module(root, workers=workers)
+        trainer.fit(watcher, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return watcher.seen
 
     whole = fit(save=(1, 2, 3, 4, 5))
     assert [epoch for epoch, _, _ in whole] == [0, 0, 0, 1, 1, 1]
     for step in (1, 2, 3, 4, 5):
         assert fit(str(tmp_path / f"{step}.ckpt")) == whole[step:]
+
+
+def test_steps_of_a_resumed_run_are_forgotten_by_the_next(make_ade20k):
+    data = module(make_ade20k(7, 1))
+    whole = [batch["index"].tolist() for batch in data.train_dataloader()]
+    data.load_state_dict({"steps": 2})
+    assert data.state_dict() == {"steps": 2}
+    assert [batch["index"].tolist() for batch in data.train_dataloader()] == whole[2:]
+    data.setup("fit")
+    assert [batch["index"].tolist() for batch in data.train_dataloader()] == whole
 
 
 def test_check_looks_at_both_parts(make_ade20k, truncate):

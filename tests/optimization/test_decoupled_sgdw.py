@@ -174,15 +174,18 @@ def test_saved_state_continues_identically(tmp_path):
 
 
 def test_gradients_are_not_changed_and_not_kept():
+    """They may be reused in place for the next step's."""
     optimizer, parameters = trained()
-    gradients = [torch.randn_like(p) for p in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     for _ in range(2):
+        gradients = [torch.randn_like(p) for p in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.clone()
+            parameter.grad.copy_(gradient)
         optimizer.step()
-        assert all(torch.equal(p.grad, g) for p, g in zip(parameters, gradients, strict=True))
-    buffer = optimizer.state[parameters[0]]["momentum_buffer"]
-    assert buffer.data_ptr() != parameters[0].grad.data_ptr()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+            assert optimizer.state[parameter]["momentum_buffer"].data_ptr() != parameter.grad.data_ptr()
 
 
 def test_channels_last_weights_give_the_same_result():

@@ -64,3 +64,10 @@ def test_each_optimizer_step_has_the_rate_of_its_share_of_the_run(limits, tmp_pa
     total = min(limits["max_epochs"] * 3 if limits["max_epochs"] > 0 else 7, limits.get("max_steps", 99))
     assert trainer.global_step == total
     assert recorder.lrs == pytest.approx([0.2 * polynomial(step / total) for step in range(total)], rel=1e-12)
+
+
+def test_a_schedule_can_span_more_steps_than_the_trainer_takes(tmp_path):
+    recorder = Recorder()
+    module = tiny.module(schedule=polynomial, total_steps=10)
+    tiny.trainer(tmp_path, callbacks=[recorder]).fit(module, tiny.loader(tiny.batches(3)))
+    assert recorder.lrs == pytest.approx([0.3 * polynomial(step / 10) for step in range(3)], rel=1e-12)

@@ -32,7 +32,13 @@ def tiny_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny")
     rng = np.random.default_rng(0)
     layouts = {
-        "ADE20k": ("images/{}/ADE_{}_{:08d}.jpg", "annotations/{}/ADE_{}_{:08d}.png", ("training", "validation"), 1, 151),
+        "ADE20k": (
+            "images/{}/ADE_{}_{:08d}.jpg",
+            "annotations/{}/ADE_{}_{:08d}.png",
+            ("training", "validation"),
+            1,
+            151,
+        ),
         "CamVid": ("{}/{}_{:04d}.jpg", "{}annot/{}_{:04d}.png", ("train", "val"), 0, 12),
     }
     for name, (image, label, parts, low, high) in layouts.items():

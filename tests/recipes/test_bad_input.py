@@ -134,8 +134,8 @@ def test_truncated_jpeg_is_skipped_and_counted_on_request(train: Command, ade: P
         path.write_bytes(path.read_bytes()[:2000])
     answer = train(ade, "data.on_corrupt=skip")
     assert answer.code == 0, answer.err
-    assert "skipped 1 unreadable train images" in answer.out
-    assert "skipped 1 unreadable validation images" in answer.out
+    assert "skipped 1 unusable train images" in answer.out
+    assert "skipped 1 unusable validation images" in answer.out
     assert "ADE_train_00000002.jpg" in (tmp_path / "run" / "result.json").read_text()
 
 
@@ -189,7 +189,9 @@ def test_unknown_verb(deeplab: Command) -> None:
 def test_checkpoint_with_other_classes(train: Command, tiny_sets: dict[str, Path], ade: Path, tmp_path: Path) -> None:
     assert train(ade, "trainer.max_steps=1").code == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    answer = train(tiny_sets["CamVid"], "data=camvid", f"resume={checkpoint}", f"run_dir={tmp_path / 'other'}", "protocol=square")
+    answer = train(
+        tiny_sets["CamVid"], "data=camvid", f"resume={checkpoint}", f"run_dir={tmp_path / 'other'}", "protocol=square"
+    )
     refused(answer, "other classes", "150 there", "11 here")
     answer = train(ade, f"resume={checkpoint}", "model.aspp_channels=32", f"run_dir={tmp_path / 'other'}")
     refused(answer, "another model", "model.aspp_channels is 16 there and 32 here")

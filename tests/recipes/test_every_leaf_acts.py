@@ -23,7 +23,11 @@ SMALL = [
     "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true", "trainer.log_every=1",
     "batch_size=4", "model.aspp_channels=16",
 ]  # fmt: skip
-SQUARE = ["model.backbone=resnet18", "data.base_size=[80,80]", "data.evaluate_sizes={square:[65,65],keep_ratio:[80,65]}"]
+SQUARE = [
+    "model.backbone=resnet18",
+    "data.base_size=[80,80]",
+    "data.evaluate_sizes={square:[65,65],keep_ratio:[80,65]}",
+]
 KEPT = ["data.base_size=[90,80]", "data.evaluate_sizes={square:[65,65],keep_ratio:[80,65]}"]
 NO_WEIGHTS = "model.backbone_weights=none"
 # Together these hold every leaf of every recipe; the first recipe that a leaf acts in is enough.
@@ -121,7 +125,13 @@ def left_behind(run: Run, settings: dict[str, Any]) -> list[Any]:
     kept = [[cell for i, cell in enumerate(row) if i not in timing] for row in rows]
     files = sorted(str(p.relative_to(run.run_dir)).split(".tfevents")[0] for p in run.run_dir.rglob("*"))
     changing = ("hours", "images_per_second", "peak_memory", "checkpoint", "data")
-    return [kept, files, {k: v for k, v in result.items() if k not in changing}, bool(screen.getvalue()), weights(run.network)]
+    return [
+        kept,
+        files,
+        {k: v for k, v in result.items() if k not in changing},
+        bool(screen.getvalue()),
+        weights(run.network),
+    ]
 
 
 class Outcome:
@@ -149,11 +159,13 @@ def _deterministic_again() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _baseline() -> dict[str, tuple[list[Any], list[Any]]]:
+def baseline() -> dict[str, tuple[list[Any], list[Any]]]:
     return {}
 
 
-def differs(recipe: str, leaf: str, root: Path | None, folder: Path, monkeypatch: pytest.MonkeyPatch, known: dict) -> bool:
+def differs(
+    recipe: str, leaf: str, root: Path | None, folder: Path, monkeypatch: pytest.MonkeyPatch, known: dict
+) -> bool:
     if recipe not in known:
         base = Outcome(SETTINGS[recipe], root, folder / "base", monkeypatch)
         known[recipe] = (base.built, base.left())
@@ -172,14 +184,14 @@ def test_leaf_acts(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
-    _baseline: dict,
+    baseline: dict,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for recipe, (source, _) in BASES.items():
         if leaf not in config.leaves(SETTINGS[recipe]):
             continue
         root = tiny_sets[source] if source else tmp_path_factory.getbasetemp() / "scenes"
-        if differs(recipe, leaf, root, tmp_path / recipe, monkeypatch, _baseline):
+        if differs(recipe, leaf, root, tmp_path / recipe, monkeypatch, baseline):
             return
     pytest.fail(f"changing {leaf} changes nothing in any recipe")
 

@@ -34,7 +34,9 @@ def run(
     """Train with overrides; gives the run directory and the result."""
 
     def call(name: str, *overrides: str, resume: Any = None) -> tuple[Path, Settings]:
-        settings = compose_settings(*SMALL, f"data.root={tiny_sets['ADE20k']}", f"run_dir={tmp_path / name}", *overrides)
+        settings = compose_settings(
+            *SMALL, f"data.root={tiny_sets['ADE20k']}", f"run_dir={tmp_path / name}", *overrides
+        )
         return tmp_path / name, train(config.assemble(settings, {}), resume=resume, settings=settings)
 
     return call
@@ -52,8 +54,8 @@ def test_contents(run: Callable[..., tuple[Path, Settings]], tiny_sets: dict[str
     assert list((folder / "tensorboard").glob("events*"))
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     keys = {
-        "recipe", "seed", "world_size", "bn_batch", "images_per_second", "hours", "peak_memory", "hardware", "precision",
-        "versions", "commit", "dirty", "deviations", "data", "checkpoint", "evaluations",
+        "recipe", "seed", "world_size", "bn_batch", "images_per_second", "hours", "peak_memory", "hardware",
+        "precision", "versions", "commit", "dirty", "deviations", "data", "checkpoint", "evaluations",
     }  # fmt: skip
     assert keys <= result.keys()
     assert {"protocol", "split", "tta", "output_stride", "miou", "per_class"} <= result["evaluations"][0].keys()

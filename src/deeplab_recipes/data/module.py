@@ -110,6 +110,19 @@ class SegmentationDataModule(pl.LightningDataModule):
         _require("protocol", protocol, tuple(self.evaluate_sizes))
         self.evaluation_transform = EvaluationTransform(protocol, self.evaluate_sizes[protocol])
         self._datasets: dict[str, SegmentationDataset] = {}
+        self._restored_steps = 0
+
+    def setup(self, stage: str) -> None:
+        """Forget the steps of an earlier run."""
+        self._restored_steps = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the steps taken, for the checkpoint."""
+        return {"steps": self._steps_done()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take over a checkpoint's steps; Lightning may load samples before it restores its own count."""
+        self._restored_steps = state_dict["steps"]
 
     @property
     def num_classes(self) -> int:
@@ -148,7 +161,6 @@ class SegmentationDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return this device's loader; a resumed run goes on after the last batch it took."""
         rank, world_size = self._place()
-        # Lightning may ask for the loader before it has restored the step: the sampler asks when it begins.
         sampler = self.sampler(rank=rank, world_size=world_size, steps_done=self._steps_done)
         dataset = self.dataset("train", training=True)
         share = self.batch_size // world_size
@@ -196,7 +208,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _steps_done(self) -> int:
-        return self.trainer.global_step if self.trainer else 0
+        return max(self._restored_steps, self.trainer.global_step if self.trainer else 0)
 
     def _loader(
         self, dataset: SegmentationDataset, sampler: Any, *, persistent_workers: bool = False, **options: Any

@@ -26,8 +26,9 @@ class TrainingSampler(Sampler[Draw]):
         batch_size: global batch size.
         seed: of the permutations.
         rank, world_size: this device and their number.
-        steps_done: gives the steps that were taken so far, which say where to go on, in mid-epoch too. (Lightning
-            begins an epoch more than once and before it says which one it is.) None: `set_epoch` says it.
+        steps_done: gives the steps that were taken so far, which say where to go on, in mid-epoch too.
+            (Lightning begins an epoch more than once and before it says which one it is.) None: `set_epoch`
+            says it.
 
     Raises:
         ValueError: if the batch is larger than the set or not divisible by the world size.

@@ -172,7 +172,7 @@ class TrainingTransform:
         image = image[top : top + height, left : left + width]
         labels = labels[top : top + height, left : left + width]
         if rng.random() < self.flip:
-            image, labels = image[:, ::-1], labels[:, ::-1]
+            image, labels = cv2.flip(image, 1), cv2.flip(labels, 1)  # much faster than copying image[:, ::-1]
         colour = draw_colour(self.photometric, rng)
         return {**pad(image, labels, self.crop_size, self.pipeline), "colour": colour}
 
@@ -187,7 +187,7 @@ def pad(image: np.ndarray, labels: np.ndarray, size: Size, pipeline: Pipeline) -
     top = (size[0] - height) // 2 if centred else 0
     left = (size[1] - width) // 2 if centred else 0
     padded = np.empty((*size, 3), np.uint8)
-    padded[:] = MEAN_PIXEL
+    padded.reshape(size[0], -1)[:] = np.tile(np.uint8(MEAN_PIXEL), size[1])  # by rows: pixels are slow
     padded[top : top + height, left : left + width] = image
     padded_labels = np.full(size, IGNORE, np.uint8)
     padded_labels[top : top + height, left : left + width] = labels

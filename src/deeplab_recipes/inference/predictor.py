@@ -42,9 +42,8 @@ class Predictor:
             raise ValueError(f"an image must be (H, W, 3) uint8 RGB; this one is {image.shape} {image.dtype}")
         protocol, size = self.card["protocol"], image.shape[:2]
         target = resized_size(protocol, size, tuple(self.card["evaluate_sizes"][protocol]))
-        pixels = np.array(
-            resize_image(image, target, protocol), order="C"
-        )  # a copy: the image may be read-only
+        # A copy, as torch wants memory that it may write to.
+        pixels = np.array(resize_image(image, target, protocol), order="C")
         batch = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).unsqueeze(0)
         logits = self.model(normalize(batch, mean=self.card["mean"], std=self.card["std"]))
         return resize_logits(logits, size)[0]

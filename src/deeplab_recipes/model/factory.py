@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -41,7 +42,8 @@ class DeepLab(nn.Module):
         _check_images(images)
         if self.training and images.shape[0] == 1:
             self._check_single_image()
-        logits = self.head(self.backbone(images))
+        # Autocast would resize 16-bit logits in 16 bits, whose rounding moves the borders between classes.
+        logits = at_least_float32(self.head(self.backbone(images)))
         return interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
     def _check_single_image(self) -> None:
@@ -52,6 +54,11 @@ class DeepLab(nn.Module):
                 "see one value per channel. Give each device at least 2 images (microbatch_size >= 2), "
                 "synchronise batch norm over several devices, or freeze batch norm"
             )
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return half-precision logits as float32; float32 and float64 as they are."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _check_images(images: Tensor) -> None:

@@ -75,9 +75,7 @@ def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     return found
 
 
-def _refuse_unpaired(
-    have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path
-) -> None:
+def _refuse_unpaired(have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path) -> None:
     alone = sorted(have.keys() - want.keys())
     if alone:
         names = ", ".join(have[stem].name for stem in alone[:3])

@@ -24,12 +24,10 @@ class DrawnScenes:
     classes = shapes.CLASSES
     palette = shapes.PALETTE
 
-    def __init__(self, root: str | Path, *, training: int, validation: int, height: int, width: int, seed: int):
+    def __init__(self, root: str | Path, *, training: int, validation: int, height: int, width: int, seed: int) -> None:
         self.root = Path(root)
         self.table = shifted_encoding(len(self.classes))
-        shapes.write_scenes(
-            self.root, training=training, validation=validation, height=height, width=width, seed=seed
-        )
+        shapes.write_scenes(self.root, training=training, validation=validation, height=height, width=width, seed=seed)
 
     def pairs(self, split: str) -> list[Pair]:
         """Return the pairs of "train" or "validation" in the order of their names."""

@@ -141,7 +141,7 @@ def draw_land(scene: Scene) -> None:
 def draw_grass(scene: Scene) -> None:
     """Tufts of three blades, larger towards the viewer."""
     tuft = np.array([(-0.4, 0), (-0.9, -0.8), (-0.1, -0.3), (0, -1), (0.1, -0.3), (0.9, -0.8), (0.4, 0)])
-    for x, y in scene.spots("ground", 70, 0.02):
+    for x, y in scene.spots("ground", 60, 0.02):
         shade = lit(scene.paints["ground"], scene.rng.choice([0.78, 0.86, 1.14]))
         scene.fill(tuft * (0.006 + 0.022 * y) + (x, y), shade)
 

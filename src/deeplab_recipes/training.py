@@ -32,7 +32,7 @@ from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.module import SegmentationModule
 from deeplab_recipes.reporting import Reporter, class_table, clock
-from deeplab_recipes.trainer import TrainerSettings
+from deeplab_recipes.trainer import TrainerSettings, keep_freed_memory
 
 PICTURE_WIDTH = 320  # smaller scenes are enlarged to about this in pictures
 NOT_APPLICABLE = (
@@ -190,6 +190,8 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
     _write_record(run, result, settings)
     for note in run.notes() if run.lightning.is_global_zero and run.trainer.progress else ():
         print(f"note: {note}", file=sys.stderr)
+    if not run.trainer.on_gpu():
+        keep_freed_memory()
     started = time.perf_counter()
     try:
         _fit(run, module, checkpoint)

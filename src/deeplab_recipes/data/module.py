@@ -231,7 +231,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         local_devices = self.trainer.num_devices if self.trainer else 1
-        return min(8, max(1, cores // local_devices))
+        spare = 0 if torch.cuda.is_available() else 1  # where the processor trains, it keeps a core for that
+        return min(8, max(1, cores // local_devices - spare))
 
 
 def _one_thread(worker: int) -> None:

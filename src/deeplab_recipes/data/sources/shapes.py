@@ -141,7 +141,7 @@ def draw_land(scene: Scene) -> None:
 def draw_grass(scene: Scene) -> None:
     """Tufts of three blades, larger towards the viewer."""
     tuft = np.array([(-0.4, 0), (-0.9, -0.8), (-0.1, -0.3), (0, -1), (0.1, -0.3), (0.9, -0.8), (0.4, 0)])
-    for x, y in scene.spots("ground", 60, 0.02):
+    for x, y in scene.spots("ground", 50, 0.02):
         shade = lit(scene.paints["ground"], scene.rng.choice([0.78, 0.86, 1.14]))
         scene.fill(tuft * (0.006 + 0.022 * y) + (x, y), shade)
 
@@ -160,7 +160,7 @@ def draw_water(scene: Scene) -> float:
         across, down = rng.uniform(0.35, 0.55), rng.uniform(0.11, 0.15)
         scene.fill(oval(x, y, across, down), lit(colour, 0.72), "water")
         scene.fill(oval(x, y + 0.012, across - 0.02, down - 0.012), colour)
-    for x, y in scene.spots("water", 60, 0.03):
+    for x, y in scene.spots("water", 50, 0.03):
         scene.fill(oval(x, y, rng.uniform(0.012, 0.035), 0.0045), lit(colour, rng.choice([0.84, 1.16])))
     return shore
 

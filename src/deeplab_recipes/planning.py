@@ -15,7 +15,6 @@ from deeplab_recipes.trainer import TrainerSettings
 
 # On a CPU a step is timed at this size and scaled by its operations: the real one can take minutes.
 PROBE_SIZE = 129
-BACKWARD_FACTOR = 3  # forward and backward cost about three times the forward pass
 
 
 @dataclass(frozen=True)
@@ -244,38 +243,47 @@ def describe(
     """
     precision = trainer.resolved_precision()
     sync = trainer.sync_batchnorm and trainer.on_gpu()
-    split = split_batch(
-        batch_size, trainer.world_size(), microbatch_size=microbatch_size, sync_batchnorm=sync
-    )
+    split = split_batch(batch_size, trainer.world_size(), microbatch_size=microbatch_size, sync_batchnorm=sync)
     per_epoch = training_images // batch_size
     if per_epoch == 0:
-        raise ValueError(
-            f"batch_size={batch_size} is larger than the training part ({training_images} images)"
-        )
+        raise ValueError(f"batch_size={batch_size} is larger than the training part ({training_images} images)")
     steps = trainer.steps(per_epoch)
-    mixed = precision != "32-true"
-    memory = estimate_memory(model, images=split.microbatch, crop=crop, mixed=mixed)
-    flops = forward_flops(model, *crop)
     rows = [
         ("training images", f"{training_images:,}"),
         ("steps", f"{steps:,} ({steps / per_epoch:.4g} epochs of {per_epoch:,})"),
         ("global batch", f"{split.batch_size} = {split.world_size} x {split.per_device} images"),
         ("microbatch", f"{split.microbatch} images, accumulated {split.accumulation} x"),
         ("images per batch norm", str(split.bn_batch)),
-        ("crop", f"{crop[0]} x {crop[1]}, {flops / 1e9:,.0f} GFLOP forward per image"),
-        ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
         ("backbone weights", backbone_weights or "none"),
         ("precision", precision),
-        ("memory per device", f"about {memory / 1e9:.1f} GB (weights, momentum, gradients, activations)"),
+        *_cost_rows(model, crop, split, precision),
+        *(_hours_row(model, crop, split, precision, steps) if measure else ()),
+        ("published", str(published) if published else "nothing"),
     ]
-    if measure:
-        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-        seconds = seconds_per_image(model, crop=crop, images=split.microbatch, autocast=dtype)
-        hours = seconds * batch_size * steps / split.world_size / 3600
-        rows.append(("hours here", f"about {hours:.3g} ({seconds:.3g} s an image, evaluation not counted)"))
-    rows.append(("published", str(published) if published else "nothing"))
     lines = [f"plan of {name}", *(f"  {key:<22} {value}" for key, value in rows)]
     changes = deviations(overrides, published, split, precision, normalize)
     reference = "the published setting" if published else "the recipe"
     lines.append(f"  differs from {reference} in" if changes else f"  nothing differs from {reference}")
     return "\n".join([*lines, *(f"    - {change}" for change in changes)])
+
+
+def _cost_rows(
+    model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str
+) -> list[tuple[str, str]]:
+    memory = estimate_memory(model, images=split.microbatch, crop=crop, mixed=precision != "32-true")
+    flops = forward_flops(model, *crop)
+    return [
+        ("crop", f"{crop[0]} x {crop[1]}, {flops / 1e9:,.0f} GFLOP forward per image"),
+        ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
+        ("memory per device", f"about {memory / 1e9:.1f} GB (weights, momentum, gradients, activations)"),
+    ]
+
+
+def _hours_row(
+    model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str, steps: int
+) -> list[tuple[str, str]]:
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    seconds = seconds_per_image(model, crop=crop, images=split.microbatch, autocast=dtype)
+    hours = seconds * split.per_device * steps / 3600
+    shown = f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
+    return [("hours here", f"about {shown} ({seconds:.3g} s an image, evaluation not counted)")]

@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,21 +97,28 @@ class Run:
             every=self.trainer.log_every,
             progress=self.trainer.progress,
         )
-        loggers = [self.logger(save_dir=self.run_dir)] if self.logger else []
+        self.lightning = self._build_trainer()
+        self.network = self._build_network()
+
+    def _build_trainer(self) -> pl.Trainer:
         with quiet():
-            self.lightning = self.trainer.build(
+            return self.trainer.build(
                 callbacks=[self.reporter, self.checkpoints, *self.methods.values()],
-                loggers=loggers,
+                loggers=[self.logger(save_dir=self.run_dir)] if self.logger else [],
                 steps_per_epoch=self.sampler.steps_per_epoch,
                 run_dir=self.run_dir,
             )
+
+    def _build_network(self) -> DeepLab:
+        """Build it, and refuse now, not when training starts, what does not go with the other parts."""
         if self.loss.weights["dice"] and self.loss.normalize == "global" and self.split.accumulation > 1:
             raise ValueError("Dice over a global batch has no exact form over microbatches: leave microbatch_size out")
-        self.network = self.model(num_classes=self.data.num_classes)
-        try:  # a setting out of range is refused now, not when training starts
-            self.optimizer(self.network.parameters())
+        network = self.model(num_classes=self.data.num_classes)
+        try:
+            self.optimizer(network.parameters())
         except ValueError as error:
             raise ValueError(f"optimizer: {error}") from None
+        return network
 
     @property
     def steps(self) -> int:
@@ -196,7 +203,8 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
     try:
         _fit(run, module, checkpoint)
     except BaseException as error:
-        _write_record(run, {**result, "status": f"stopped: {type(error).__name__}: {error}"})
+        with suppress(OSError):  # on a full disk this fails too, and must not hide why
+            _write_record(run, {**result, "status": f"stopped: {type(error).__name__}: {error}"})
         raise
     result.update(_closing_record(run, module, time.perf_counter() - started))
     _write_record(run, result)
@@ -222,7 +230,9 @@ def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
     newest = run.checkpoints.last
     given = newest if resume == "auto" and newest.exists() else resume
     path = Path(given) if given not in (None, "auto") else None
-    if path is None and resume is None and (run.run_dir / "result.json").exists():
+    # Only the first process looks: the others start when it has written its record already.
+    taken = run.lightning.is_global_zero and (run.run_dir / "result.json").exists()
+    if path is None and resume is None and taken:
         raise FileExistsError(
             f"run_dir={run.run_dir} holds a run already; choose another run_dir, or go on with it: resume=auto"
         )

@@ -68,20 +68,22 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=list(questions(Path())))
     parser.add_argument("--data", type=Path, default=Path("."))
     parser.add_argument("--output", type=Path)
-    arguments, extra = parser.parse_known_args()
-    extra = [argument for argument in extra if argument != "--"]
+    given = sys.argv[1:]
+    split = given.index("--") if "--" in given else len(given)
+    arguments, extra = parser.parse_args(given[:split]), given[split + 1 :]
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.names:
             question = questions(arguments.data.resolve())[name]
             result = run(question, Path(folder) / name, extra)
             lines.append(row(name, question, result))
+            print(lines[-1], flush=True)
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if k in ("python", "torch", "torchvision"))
     text = "\n".join(
         [
             f"{date.today()}, {result['hardware']}, {versions}{'; with ' + ' '.join(extra) if extra else ''}",
             "",
-            "| run | goal | mIoU (keep_ratio, validation) | minutes, evaluation included | "
+            "| run | goal | mIoU (keep_ratio, validation) | minutes, training and evaluation, start-up not counted | "
             "images/s | precision | steps | commit |",
             "|---|---|---|---|---|---|---|---|",
             *lines,

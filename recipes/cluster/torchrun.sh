@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One node, all of its GPUs, started by torchrun. Everything after the run directory goes to train.py:
 #   recipes/cluster/torchrun.sh runs/composer_17 +recipe=ade20k_composer data.root=/data/ADEChallengeData2016
+# in an environment where `pip install .` was done (. .venv/bin/activate).
 # Started again with the same run directory it goes on from the newest checkpoint.
 set -euo pipefail
 run_dir=$1

@@ -102,6 +102,21 @@ def require_same_task(path: str | Path, theirs: Mapping[str, Any], ours: Mapping
             raise ValueError(f"{path} holds another model: model.{key} is {there!r} there and {here!r} here")
 
 
+def require_same_training(path: str | Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Check that a run goes on as it began: the optimizer's state in the checkpoint would win over new settings.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    for key, here in ours["training"].items():
+        there = theirs.get("training", {}).get(key)
+        if there != here:
+            raise ValueError(
+                f"{path} was trained with {key}={there!r}, this run has {here!r}; resume with the settings it was "
+                "trained with, or start a new run"
+            )
+
+
 def _difference(theirs: list[str], ours: list[str]) -> str:
     if len(theirs) != len(ours):
         return f"{len(theirs)} there ({_shortened(theirs)}), {len(ours)} here ({_shortened(ours)})"

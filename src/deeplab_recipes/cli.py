@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from deeplab_recipes import config
 
+# MisconfigurationException is Lightning's, OutOfMemoryError torch's; by name, since neither is imported here.
 ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+ERROR_NAMES = ("MisconfigurationException", "OutOfMemoryError")
 RUN_DIR = "DEEPLAB_RUN_DIR"  # how the first process of a node tells the others where the run goes
 
 
@@ -45,8 +47,21 @@ def train(settings: DictConfig) -> float:
     from deeplab_recipes.training import train as train_run
 
     run = config.assemble(values, overrides)
+    _refuse_sweep_over_devices(run.split.world_size)
     result = train_run(run, resume=values["resume"], settings=values)
     return result["evaluations"][0]["miou"]
+
+
+def _refuse_sweep_over_devices(world_size: int) -> None:
+    """Processes that Lightning starts would each begin the whole sweep anew."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            f"a sweep (-m) runs each trial on one device, this one would use {world_size}: set trainer.devices=1, or "
+            "start one command (or cluster job) for each trial"
+        )
 
 
 def plan(settings: DictConfig) -> None:
@@ -132,7 +147,8 @@ def _run_dir(values: Mapping[str, Any]) -> str:
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return hydra.runtime.output_dir
-    if "WORLD_SIZE" in os.environ and RUN_DIR not in os.environ:
+    outside = "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if outside and RUN_DIR not in os.environ:
         raise ValueError("started by torchrun or SLURM: set run_dir=DIR, so that all processes agree on it")
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return os.environ.setdefault(RUN_DIR, f"runs/{values['name']}/{stamp}")
@@ -144,9 +160,14 @@ def _report_errors(action: Callable[[], Any]) -> Any:
         return action()
     try:
         return action()
-    except ERRORS as error:
+    except Exception as error:
+        if not isinstance(error, ERRORS) and type(error).__name__ not in ERROR_NAMES:
+            raise
         print(f"error: {_message(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; go on with run_dir=... resume=auto", file=sys.stderr)
+        sys.exit(130)
 
 
 def _message(error: BaseException) -> str:

@@ -21,7 +21,8 @@ ALLOWED_PACKAGES = ("deeplab_recipes", "torch", "torchvision", "pytorch_lightnin
 NEUTRAL = (
     "name", "run_dir", "resume", "pictures", "logger", "published", "data.root", "data.workers",
     "data.check_samples", "evaluate_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.accelerator",
-    "trainer.log_every", "trainer.progress", "trainer.precision", "trainer.deterministic", "trainer.evaluate_every",
+    "measure", "trainer.log_every",
+    "trainer.progress", "trainer.precision", "trainer.deterministic", "trainer.evaluate_every",
 )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
-        flat.update(leaves(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value})
+        flat.update(leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
     return flat
 
 
@@ -166,6 +167,8 @@ def explain_override(message: str, known: Sequence[str], options: Sequence[str])
         options: all choices of the groups, as group/choice.
     """
     match = re.search(r"Could not override '([^']+)'", message) or re.search(r"Key '([^']+)' is not in struct", message)
+    if match and match[1] in {option.split("/")[0] for option in options}:
+        return f"{match[1]} has no default to replace: +{match[1]}=NAME adds one"
     if match:
         return f"unknown setting {match[1]}{_closest(match[1], [k for k in known if '._' not in k])}"
     match = re.search(r"Could not find '([^']+)'", message)
@@ -175,7 +178,7 @@ def explain_override(message: str, known: Sequence[str], options: Sequence[str])
         if valid:
             return f"there is no {group} {choice!r}; {suggestion(choice, valid)}"
         return f"there is no group {group or choice!r}{_closest(group or choice, {o.split('/')[0] for o in options})}"
-    return message.strip().splitlines()[0]
+    return message.strip()
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
@@ -183,14 +186,27 @@ def _closest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else "; --cfg job shows all settings"
 
 
+LATER = ("run_dir", "logger", "published")  # may be null here, and are made of what is
 DATA_SETTINGS = ("batch_size", "evaluate_batch_size", "protocol")
 
 
-def require_known(values: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise ValueError for a top-level setting that was added (+key=value) but nothing reads."""
+def require_known(values: Mapping[str, Any]) -> None:
+    """Look at the settings outside the sections.
+
+    Raises:
+        ValueError: for one that was added (+key=value) but nothing reads, or a value of another type.
+    """
+    from deeplab_recipes.data import SegmentationDataModule
+    from deeplab_recipes.training import Run
+
+    fields = Run.__dataclass_fields__.keys() - {"overrides"}
+    known = sorted({*fields, *DATA_SETTINGS, "resume"})
     for key in values:
         if key not in known:
             raise ValueError(f"unknown setting {key}; {suggestion(key, [*known, 'recipe'])}")
+    plain = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    check_types(SegmentationDataModule, {key: plain[key] for key in DATA_SETTINGS}, "settings")
+    check_types(Run, {key: plain[key] for key in plain if key in fields and key not in LATER}, "settings")
 
 
 def build_parts(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,14 +238,11 @@ def assemble(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]
     """
     from deeplab_recipes.training import Run
 
-    fields = Run.__dataclass_fields__.keys() - {"overrides"}
-    require_known(values, sorted({*fields, *DATA_SETTINGS, "resume"}))
+    require_known(values)
     require_data_root(values)
     parts = build_parts({key: value for key, value in values.items() if key != "resume"})
     data = parts.pop("data")
     shared = {key: parts.pop(key) for key in DATA_SETTINGS}
-    check_arguments(Run, parts, "settings", complete=False)
-    check_arguments(data.func, shared, "settings", complete=False)
     return Run(**parts, data=data(**shared, seed=values["seed"]), overrides=overrides)
 
 
@@ -243,6 +256,7 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
 
     values = dict(values)
     measure = values.pop("measure")
+    require_known(values)
     weights = values["model"].get("backbone_weights")
     parts = build_parts({**values, "model": {**values["model"], "backbone_weights": None}})
     return describe(
@@ -262,10 +276,11 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
 
 
 def _training_images(parts: Mapping[str, Any]) -> int:
-    """Count the training images on disk; without data, take the published number."""
+    """Count the training images on disk; without data, take the number that is drawn or was published."""
     data = parts["data"].keywords
     if data["root"] != MISSING and Path(data["root"]).exists():
         return len(data["source"](data["root"]).pairs("train"))
-    if parts["published"] is None:
+    drawn = data["source"].keywords.get("training")
+    if drawn is None and parts["published"] is None:
         raise ValueError(f"data.root={data['root']} is not there, so the training images cannot be counted")
-    return parts["published"].training_images
+    return drawn or parts["published"].training_images

@@ -102,8 +102,11 @@ class SegmentationModule(pl.LightningModule):
         return totals
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a fresh count."""
+        """Begin a fresh count, with one batch norm for all: the first device's, which the checkpoint holds."""
         self.miou.reset()
+        if self._world_size() > 1:
+            for buffer in self.model.buffers():
+                distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: list[Batch], batch_idx: int) -> None:
         """Count a batch of images; logits go to the size of the labels first."""

@@ -103,7 +103,9 @@ class Reporter(pl.Callback):
         if not self.losses:
             return
         names = list(self.losses[0])
-        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.losses]).cpu()
+        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.losses])
+        # The mean over devices; one that is not finite on any device is so on all, which then stop together.
+        table = trainer.strategy.reduce(table, reduce_op="mean").cpu()
         steps, self.losses = len(self.losses), []
         self._refuse_nonfinite(trainer, table[:, names.index("loss")])
         elapsed = time.perf_counter() - self._window

@@ -48,6 +48,8 @@ class TrainerSettings:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("trainer.accelerator is 'gpu', but torch sees no CUDA device; use auto or cpu")
         for name, valid in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
             if getattr(self, name) not in valid:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)!r}; valid are {', '.join(valid)}")
@@ -110,7 +112,7 @@ class TrainerSettings:
             check_val_every_n_epoch=None,
             devices=self.devices,
             num_nodes=self.num_nodes,
-            accelerator=self.accelerator,
+            accelerator="gpu" if self.on_gpu() else "cpu",
             precision=self.resolved_precision(),
             sync_batchnorm=self.sync_batchnorm and self.on_gpu(),
             deterministic=self.deterministic,

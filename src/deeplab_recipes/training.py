@@ -1,5 +1,6 @@
 """A run from settings to result.json: build the parts, fit, evaluate, write the record."""
 
+import json
 import logging
 import sys
 import time
@@ -23,6 +24,7 @@ from deeplab_recipes.checkpoints import (
     NonFiniteError,
     load_checkpoint,
     require_same_task,
+    require_same_training,
 )
 from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.data.dataset import read_pair
@@ -159,7 +161,14 @@ class Run:
             "mean": list(self.data.mean),
             "std": list(self.data.std),
             "on_corrupt": self.data.on_corrupt,
+            "training": {"name": self.name, "seed": self.seed, "batch_size": self.data.batch_size, **self._optimizer()},
         }
+
+    def _optimizer(self) -> dict[str, Any]:
+        """Return the optimizer's settings, as far as they are plain values."""
+        defaults = self.optimizer(self.network.parameters()).defaults
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+        return {f"optimizer.{k}": v for k, v in plain.items() if isinstance(v, int | float | list | None)}
 
     def module(self) -> SegmentationModule:
         """Return the LightningModule."""
@@ -239,12 +248,19 @@ def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
     if path is not None:
         content = load_checkpoint(path)
         require_same_task(path, content["deeplab"], run.card())
-        if content["global_step"] >= run.steps:
+        require_same_training(path, content["deeplab"], run.card())
+        # A run that was killed between its last step and its record still has that to do.
+        if content["global_step"] >= run.steps and _is_finished(run.run_dir):
             raise ValueError(
                 f"{path} has done {content['global_step']} steps and this run is to have {run.steps}: nothing is left "
                 "to do; raise trainer.max_epochs or trainer.max_steps"
             )
     return path
+
+
+def _is_finished(run_dir: Path) -> bool:
+    path = run_dir / "result.json"
+    return path.exists() and json.loads(path.read_text())["status"] == "finished"
 
 
 def _explain(run: Run, error: NonFiniteError) -> str:
@@ -256,8 +272,8 @@ def _explain(run: Run, error: NonFiniteError) -> str:
     last = run.checkpoints.last
     kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was saved before it"
     return (
-        f"{error} (epoch {epoch}, batch {batch}: {shown}); {kept}. Try a lower optimizer.lr, or trainer.precision="
-        "32-true if this was a 16-bit run"
+        f"{error} (epoch {epoch}, batch {batch}: {shown}); {kept}. Start a new run with a lower optimizer.lr, or go on "
+        "with trainer.precision=32-true if this was a 16-bit one"
     )
 
 
@@ -290,10 +306,16 @@ def _closing_record(run: Run, module: SegmentationModule, seconds: float) -> dic
         "images_per_second": round(run.reporter.images_per_second(), 2),
         "hours": round(seconds / 3600, 6),
         "peak_memory": record.peak_memory(gpu=run.trainer.on_gpu()),
-        "checkpoint": {"best": str(run.checkpoints.best), "sha256": record.sha256(run.checkpoints.best)},
+        "checkpoint": _best_checkpoint(run),
         "skipped": {split: _names(run, split, indices) for split, indices in module.corrupt.items()},
         "evaluations": [{"checkpoint": "last", **last, **common}, {"checkpoint": "best", **best, **common}],
     }
+
+
+def _best_checkpoint(run: Run) -> dict[str, str] | None:
+    if not run.lightning.is_global_zero:  # only the first process is sure to see the file
+        return None
+    return {"best": str(run.checkpoints.best), "sha256": record.sha256(run.checkpoints.best)}
 
 
 def _names(run: Run, split: str, indices: set[int]) -> list[str]:

@@ -1,7 +1,9 @@
 """What does a recipe reach, and how fast, on this machine? Runs the real command and compares it with the goal.
 
     python benchmarks/small_machine.py quickstart
-    python benchmarks/small_machine.py camvid ade20k_mini --data DIR --output benchmarks/results/NAME.md
+    python benchmarks/small_machine.py camvid_mobilenet_v2 ade20k_mini --data DIR --output benchmarks/results/NAME.md
+
+    python benchmarks/small_machine.py --read RUN_DIR ...        the table of runs that are finished already
 
 `--data` is a folder with camvid/, ade20k_mini/ and weights/mobilenet_v2_imagenet_features.pth. What is printed can be
 kept with --output. Arguments after `--` go to every command (to try the script at toy size: `-- trainer.max_steps=2`).
@@ -40,7 +42,7 @@ def questions(data: Path) -> dict[str, Question]:
     )  # fmt: skip
     return {
         "quickstart": Question(("+recipe=quickstart",), miou=80.0, minutes=3.0),
-        "camvid": Question(camvid, miou=60.0, minutes=20.0),
+        "camvid_mobilenet_v2": Question(camvid, miou=60.0, minutes=20.0),
         "ade20k_mini": Question(mini, miou=None, minutes=None),
     }
 
@@ -63,32 +65,35 @@ def row(name: str, question: Question, result: dict) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=list(questions(Path())))
-    parser.add_argument("--data", type=Path, default=Path("."))
-    parser.add_argument("--output", type=Path)
-    given = sys.argv[1:]
-    split = given.index("--") if "--" in given else len(given)
-    arguments, extra = parser.parse_args(given[:split]), given[split + 1 :]
-    lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.names:
-            question = questions(arguments.data.resolve())[name]
-            result = run(question, Path(folder) / name, extra)
-            lines.append(row(name, question, result))
-            print(lines[-1], flush=True)
+def table(rows: list[str], result: dict, extra: list[str]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if k in ("python", "torch", "torchvision"))
-    text = "\n".join(
+    return "\n".join(
         [
             f"{date.today()}, {result['hardware']}, {versions}{'; with ' + ' '.join(extra) if extra else ''}",
             "",
             "| run | goal | mIoU (keep_ratio, validation) | minutes, training and evaluation, start-up not counted | "
             "images/s | precision | steps | commit |",
             "|---|---|---|---|---|---|---|---|",
-            *lines,
+            *rows,
         ]
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(questions(Path())))
+    parser.add_argument("--read", nargs="*", type=Path, default=[], metavar="RUN_DIR")
+    parser.add_argument("--data", type=Path, default=Path("."))
+    parser.add_argument("--output", type=Path)
+    given = sys.argv[1:]
+    split = given.index("--") if "--" in given else len(given)
+    arguments, extra = parser.parse_args(given[:split]), given[split + 1 :]
+    known = questions(arguments.data.resolve())
+    results = [json.loads((folder / "result.json").read_text()) for folder in arguments.read]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.names:
+            results.append(run(known[name], Path(folder) / name, extra))
+    text = table([row(result["recipe"], known[result["recipe"]], result) for result in results], results[0], extra)
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n")

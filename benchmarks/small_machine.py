@@ -91,8 +91,7 @@ def main() -> None:
     known = questions(arguments.data.resolve())
     results = [json.loads((folder / "result.json").read_text()) for folder in arguments.read]
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.names:
-            results.append(run(known[name], Path(folder) / name, extra))
+        results += [run(known[name], Path(folder) / name, extra) for name in arguments.names]
     text = table([row(result["recipe"], known[result["recipe"]], result) for result in results], results[0], extra)
     print(text)
     if arguments.output:

@@ -115,17 +115,16 @@ def estimate_memory(model: nn.Module, *, images: int, crop: tuple[int, int], mix
 
 
 def seconds_per_image(
-    model: nn.Module, *, crop: tuple[int, int], images: int, autocast: torch.dtype | None
+    model: nn.Module, *, crop: tuple[int, int], images: int, autocast: torch.dtype | None, gpu: bool = False
 ) -> float:
     """Time a forward and backward pass of a copy of the model on this machine.
 
     On a GPU the real microbatch is timed (at least two images, for batch norm); on a CPU two small images,
     scaled by the number of operations.
     """
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
-    size = crop if cuda else (min(crop[0], PROBE_SIZE), min(crop[1], PROBE_SIZE))
-    count = max(images, 2) if cuda else 2
+    device = torch.device("cuda" if gpu else "cpu")
+    size = crop if gpu else (min(crop[0], PROBE_SIZE), min(crop[1], PROBE_SIZE))
+    count = max(images, 2) if gpu else 2
     model = copy.deepcopy(model).to(device).train()
     batch = torch.randn(count, 3, *size, device=device)
 
@@ -134,11 +133,11 @@ def seconds_per_image(
             loss = model(batch).float().square().mean()
         loss.backward()
         model.zero_grad(set_to_none=True)
-        if cuda:
+        if gpu:
             torch.cuda.synchronize()
 
     scale = forward_flops(model, *crop) / forward_flops(model, *size)
-    return min(_timed(step) for _ in range(4 if cuda else 2)) / count * scale
+    return min(_timed(step) for _ in range(4 if gpu else 2)) / count * scale
 
 
 def _timed(step: Callable[[], None]) -> float:
@@ -257,7 +256,7 @@ def describe(
         ("backbone weights", backbone_weights or "none"),
         ("precision", precision),
         *_cost_rows(model, crop, split, precision),
-        *(_hours_row(model, crop, split, precision, steps) if measure else ()),
+        *(_hours_row(model, crop, split, precision, steps, gpu=trainer.on_gpu()) if measure else ()),
         ("published", str(published) if published else "nothing"),
     ]
     lines = [f"plan of {name}", *(f"  {key:<22} {value}" for key, value in rows)]
@@ -280,10 +279,10 @@ def _cost_rows(
 
 
 def _hours_row(
-    model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str, steps: int
+    model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str, steps: int, *, gpu: bool
 ) -> list[tuple[str, str]]:
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    seconds = seconds_per_image(model, crop=crop, images=split.microbatch, autocast=dtype)
+    seconds = seconds_per_image(model, crop=crop, images=split.microbatch, autocast=dtype, gpu=gpu)
     hours = seconds * split.per_device * steps / 3600
     shown = f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
     return [("hours here", f"about {shown} ({seconds:.3g} s an image, evaluation not counted)")]

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, and readable without running code from the file."""
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import chain
@@ -155,6 +156,15 @@ class Checkpoints(pl.Callback):
         self.last, self.best = Path(folder) / "last.ckpt", Path(folder) / "best.ckpt"
         self.best_evaluation: dict[str, Any] = {}
         self.evaluated_step = self.saved_step = -1
+        self._earlier, self._started = 0.0, time.perf_counter()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return how long the run has been training and evaluating, with the time before it was resumed."""
+        return self._earlier + time.perf_counter() - self._started
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, and note whether these weights are the best."""
@@ -165,6 +175,8 @@ class Checkpoints(pl.Callback):
         if trainer.state.fn == "fit":
             self._save(trainer)
         if better and trainer.is_global_zero:
+            if trainer.state.fn != "fit":  # the end was saved before it was evaluated
+                self._note_best()
             _link(self.last, self.best)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -182,12 +194,18 @@ class Checkpoints(pl.Callback):
         trainer.save_checkpoint(self.last)
         self.saved_step = trainer.global_step
 
+    def _note_best(self) -> None:
+        checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+        AtomicCheckpointIO().save_checkpoint(checkpoint, self.last)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what goes into the checkpoint itself."""
-        return {"best_evaluation": self.best_evaluation}
+        return {"best_evaluation": self.best_evaluation, "seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back, unless the run goes on in another directory: the best checkpoint is not there."""
+        self._earlier = state_dict["seconds"]
         if self.best.exists():
             self.best_evaluation = state_dict["best_evaluation"]
 

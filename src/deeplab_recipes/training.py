@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -208,14 +207,13 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         print(f"note: {note}", file=sys.stderr)
     if not run.trainer.on_gpu():
         keep_freed_memory()
-    started = time.perf_counter()
     try:
         _fit(run, module, checkpoint)
     except BaseException as error:
         with suppress(OSError):  # on a full disk this fails too, and must not hide why
             _write_record(run, {**result, "status": f"stopped: {type(error).__name__}: {error}"})
         raise
-    result.update(_closing_record(run, module, time.perf_counter() - started))
+    result.update(_closing_record(run, module))
     _write_record(run, result)
     if run.lightning.is_global_zero:
         _draw(run)
@@ -297,14 +295,14 @@ def _opening_record(run: Run) -> dict[str, Any]:
     }
 
 
-def _closing_record(run: Run, module: SegmentationModule, seconds: float) -> dict[str, Any]:
+def _closing_record(run: Run, module: SegmentationModule) -> dict[str, Any]:
     best, last = run.checkpoints.best_evaluation, module.evaluation
     common = {"protocol": run.data.protocol, "split": "validation", "tta": False}
     common["output_stride"] = run.network.arguments["output_stride"]
     return {
         "status": "finished",
         "images_per_second": round(run.reporter.images_per_second(), 2),
-        "hours": round(seconds / 3600, 6),
+        "hours": round(run.checkpoints.seconds() / 3600, 6),
         "peak_memory": record.peak_memory(gpu=run.trainer.on_gpu()),
         "checkpoint": _best_checkpoint(run),
         "skipped": {split: _names(run, split, indices) for split, indices in module.corrupt.items()},

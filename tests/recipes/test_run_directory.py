@@ -129,10 +129,34 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def test_resume_auto_goes_on_in_the_same_directory(run: Callable[..., tuple[Path, Settings]]) -> None:
-    folder, _ = run("a", "trainer.max_steps=2", resume="auto")
+    folder, first = run("a", "trainer.max_steps=2", resume="auto")
     _, result = run("a", "trainer.max_steps=4", resume="auto")
     assert result["evaluations"][0]["step"] == 4
+    assert result["hours"] > first["hours"]  # of both sessions together
     assert [row["step"] for row in rows(folder) if row["loss"]] == ["2", "4"]
+
+
+def test_last_checkpoint_knows_the_best_even_if_that_is_the_end(run: Callable[..., tuple[Path, Settings]]) -> None:
+    folder, result = run("a", "optimizer.lr=0.1")
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["callbacks"]["Checkpoints"]["best_evaluation"]["step"] == result["evaluations"][1]["step"]
+
+
+def test_run_killed_before_its_record_still_gets_one(run: Callable[..., tuple[Path, Settings]]) -> None:
+    folder, result = run("a")
+    (folder / "result.json").write_text(json.dumps({**result, "status": "running"}))
+    _, again = run("a", resume="auto")
+    assert again["status"] == "finished"
+    assert json.dumps(again["evaluations"][0]) == json.dumps(result["evaluations"][0])
+
+
+@pytest.mark.parametrize("key", ["optimizer.lr=0.5", "seed=3", "batch_size=2"])
+def test_resume_refuses_settings_that_the_checkpoint_would_overrule(
+    run: Callable[..., tuple[Path, Settings]], key: str
+) -> None:
+    run("a", "trainer.max_steps=2")
+    with pytest.raises(ValueError, match=key.split("=")[0]):
+        run("a", "trainer.max_steps=4", key, resume="auto")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deeplab_recipes.numerics import at_least_float32
+
 GroupSum = Callable[[Tensor], Tensor]
 Denominator = Literal["valid", "all"]
 Normalize = Literal["device", "global"]
@@ -41,7 +43,7 @@ def cross_entropy(
         ValueError: for an unknown denominator.
     """
     # Summed here and not by torch, whose own sum is not deterministic on a GPU.
-    total = F.cross_entropy(_full(logits), target.long(), ignore_index=ignore_index, reduction="none").sum()
+    total = F.cross_entropy(at_least_float32(logits), target.long(), ignore_index=ignore_index, reduction="none").sum()
     if count is None:
         count = count_pixels(target, ignore_index=ignore_index, denominator=denominator)
     return total / count.to(total.dtype).clamp(min=TINY)
@@ -61,8 +63,8 @@ def dense_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
     A pixel whose target is zero in every class is thereby ignored.
     """
-    target = _full(target)
-    per_pixel = -(target * _full(logits).log_softmax(dim=1)).sum(dim=1)
+    target = at_least_float32(target)
+    per_pixel = -(target * at_least_float32(logits).log_softmax(dim=1)).sum(dim=1)
     return per_pixel.sum() / target.sum().clamp(min=TINY)
 
 
@@ -88,7 +90,7 @@ def dice(
     """
     valid = (target != ignore_index).unsqueeze(1)
     index = target.long().unsqueeze(1).masked_fill(~valid, 0)
-    probability = _full(logits).softmax(dim=1) * valid
+    probability = at_least_float32(logits).softmax(dim=1) * valid
     intersection = _sum_by_class(probability.gather(1, index), index, logits.shape[1])
     truth = _sum_by_class(valid.to(probability.dtype), index, logits.shape[1])
     mass = probability.sum(dim=(0, 2, 3))
@@ -103,11 +105,6 @@ def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
     """Sum values (B, 1, H, W) by class index; by rows first: one float32 sum of millions rounds too much."""
     rows, classes = values.flatten(0, 2), index.flatten(0, 2)
     return values.new_zeros(len(rows), num_classes).scatter_add(1, classes, rows).sum(0)
-
-
-def _full(values: Tensor) -> Tensor:
-    """Half-precision numbers as float32; float32 and float64 as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class SegmentationLoss(nn.Module):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,6 +11,7 @@ from deeplab_recipes.model.backbones import Backbone, build_backbone
 from deeplab_recipes.model.heads import DECODER_CHANNELS, build_head
 from deeplab_recipes.model.initializers import apply_initializers
 from deeplab_recipes.model.weights import load_backbone_weights
+from deeplab_recipes.numerics import at_least_float32
 
 MINIMUM_SIZE = 33
 
@@ -54,11 +54,6 @@ class DeepLab(nn.Module):
                 "see one value per channel. Give each device at least 2 images (microbatch_size >= 2), "
                 "synchronise batch norm over several devices, or freeze batch norm"
             )
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Return half-precision logits as float32; float32 and float64 as they are."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _check_images(images: Tensor) -> None:

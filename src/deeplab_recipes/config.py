@@ -19,11 +19,11 @@ PLAIN_TYPES = (int, float, bool, str, list, NoneType)  # what a YAML holds, sect
 ALLOWED_PACKAGES = ("deeplab_recipes", "torch", "torchvision", "pytorch_lightning", "torchmetrics")
 # Settings that say where and how fast, not what: a change of these is no deviation from a published result.
 NEUTRAL = (
-    "name", "run_dir", "resume", "pictures", "logger", "published", "data.root", "data.workers",
-    "data.check_samples", "evaluate_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.accelerator",
-    "measure", "trainer.log_every",
-    "trainer.progress", "trainer.precision", "trainer.deterministic", "trainer.evaluate_every",
-)  # fmt: skip
+    *("name", "run_dir", "resume", "pictures", "logger", "published", "measure"),
+    *("data.root", "data.workers", "data.check_samples", "evaluate_batch_size"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.precision", "trainer.deterministic"),
+    *("trainer.evaluate_every", "trainer.log_every", "trainer.progress"),
+)
 
 
 def yamls_folder() -> Path:

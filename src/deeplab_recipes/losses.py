@@ -144,6 +144,11 @@ class SegmentationLoss(nn.Module):
         self.weights, self.denominator, self.normalize = weights, denominator, normalize
         self.ignore_index = ignore_index
 
+    def require_exact(self, microbatches: int) -> None:
+        """Raise ValueError for Dice normalised globally over microbatches, which has no exact form."""
+        if microbatches > 1 and self.normalize == "global" and self.weights["dice"]:
+            raise ValueError("Dice over a global batch has no exact form over microbatches: leave microbatch_size out")
+
     def count(self, target: Tensor) -> Tensor:
         """Return the number of pixels by which the cross entropy of these labels is divided."""
         return count_pixels(target, ignore_index=self.ignore_index, denominator=self.denominator)

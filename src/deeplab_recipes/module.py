@@ -134,11 +134,8 @@ class SegmentationModule(pl.LightningModule):
 
     def _split(self, batch: Batch) -> list[Batch]:
         size = self.microbatch_size or len(batch["label"])
-        if size < len(batch["label"]) and self.loss.normalize == "global" and self.loss.weights["dice"]:
-            raise ValueError(
-                "Dice over a global batch has no exact form over microbatches: leave microbatch_size out"
-            )
         images, labels = batch["image"].split(size), batch["label"].split(size)
+        self.loss.require_exact(len(images))
         return [{"image": i, "label": t} for i, t in zip(images, labels, strict=True)]
 
     def _count(self, labels: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory that tensors give back, for the rest of this process.
 
     A training step on a CPU frees and asks again for the same large blocks; by default each goes back to the system
-    and is cleared and mapped anew, which took about 12 % of a step. Elsewhere than under glibc nothing is changed.
+    and is cleared and mapped anew. Elsewhere than under glibc nothing is changed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -112,8 +112,7 @@ class Run:
 
     def _build_network(self) -> DeepLab:
         """Build it, and refuse now, not when training starts, what does not go with the other parts."""
-        if self.loss.weights["dice"] and self.loss.normalize == "global" and self.split.accumulation > 1:
-            raise ValueError("Dice over a global batch has no exact form over microbatches: leave microbatch_size out")
+        self.loss.require_exact(self.split.accumulation)
         network = self.model(num_classes=self.data.num_classes)
         try:
             self.optimizer(network.parameters())

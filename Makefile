@@ -21,7 +21,7 @@ quickstart: $(READY)
 	$(VENV)/bin/python train.py +recipe=quickstart
 
 lint: $(READY)
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 test: lint
 	$(VENV)/bin/python -m pytest --numprocesses auto $(PYTEST_ARGS)

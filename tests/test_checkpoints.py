@@ -201,9 +201,7 @@ def test_files_of_other_programs_are_refused(content, tmp_path):
 
 def test_a_newer_format_is_refused(tmp_path):
     path = saved(tmp_path / "new.ckpt", deeplab={**CARD, "format_version": FORMAT_VERSION + 1})
-    with pytest.raises(
-        ValueError, match=f"format {FORMAT_VERSION + 1}, this version reads up to {FORMAT_VERSION}"
-    ):
+    with pytest.raises(ValueError, match=f"format {FORMAT_VERSION + 1}, this version reads up to {FORMAT_VERSION}"):
         load_checkpoint(path)
 
 
@@ -274,9 +272,7 @@ def fit(folder: Path, *scores: float, **options: object) -> tuple[Checkpoints, p
     trainer = tiny.trainer(
         folder, max_epochs=len(scores), callbacks=[Scores(*scores), keeper], plugins=[AtomicCheckpointIO()]
     )
-    trainer.fit(
-        tiny.module(card=CARD), tiny.loader(tiny.batches(2)), evaluation(), weights_only=True, **options
-    )
+    trainer.fit(tiny.module(card=CARD), tiny.loader(tiny.batches(2)), evaluation(), weights_only=True, **options)
     return keeper, trainer
 
 
@@ -378,9 +374,7 @@ class Kill(pl.Callback):
             raise ConnectionAbortedError("killed")
 
 
-def train_through(
-    folder: Path, *, kill: int = 0, resume: Path | None = None, every: int = 3
-) -> list[torch.Tensor]:
+def train_through(folder: Path, *, kill: int = 0, resume: Path | None = None, every: int = 3) -> list[torch.Tensor]:
     module = tiny.module(card=CARD)
     callbacks = [Checkpoints(folder), Kill(kill)]
     trainer = tiny.trainer(

@@ -100,9 +100,7 @@ def test_another_ignored_label(ignore_index):
 def test_dice_against_a_loop(seed):
     logits, target = random_batch(seed)
     assert dice(logits, target).item() == pytest.approx(dice_by_hand(logits, target), abs=1e-12)
-    assert dice(logits, target, smooth=1.0).item() == pytest.approx(
-        dice_by_hand(logits, target, 1.0), abs=1e-12
-    )
+    assert dice(logits, target, smooth=1.0).item() == pytest.approx(dice_by_hand(logits, target, 1.0), abs=1e-12)
 
 
 def test_dice_ignores_what_stands_under_ignored_pixels():
@@ -131,9 +129,7 @@ def test_dense_cross_entropy():
     pixels = target.numel()
     expected = (-(soft * logits.log_softmax(1)).sum(1)).mean() * pixels / soft.sum()
     torch.testing.assert_close(dense_cross_entropy(logits, soft), expected)
-    hard = F.one_hot(target.masked_fill(target == IGNORE, 0), 5).permute(0, 3, 1, 2) * (
-        target != IGNORE
-    ).unsqueeze(1)
+    hard = F.one_hot(target.masked_fill(target == IGNORE, 0), 5).permute(0, 3, 1, 2) * (target != IGNORE).unsqueeze(1)
     torch.testing.assert_close(dense_cross_entropy(logits, hard.double()), cross_entropy(logits, target))
 
 

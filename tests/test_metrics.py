@@ -60,9 +60,7 @@ def test_against_a_loop(seed):
 def test_against_torchmetrics():
     prediction, truth = random_labels(4)
     theirs = MulticlassJaccardIndex(6, ignore_index=IGNORE, average=None)
-    expected = (
-        theirs(prediction.long(), truth.long())[:5].double() * 100
-    )  # it gives 0 for the absent sixth class
+    expected = theirs(prediction.long(), truth.long())[:5].double() * 100  # it gives 0 for the absent sixth class
     torch.testing.assert_close(measured(prediction, truth, 6).per_class()[:5], expected, rtol=1e-6, atol=0)
 
 

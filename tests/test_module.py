@@ -47,9 +47,7 @@ MEANS = {"valid": mean_valid, "all": mean_all}
 @pytest.mark.parametrize("microbatch_size", [None, 1, 2, 3, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_microbatches_train_as_the_whole_batch(denominator, microbatch_size, dtype, tolerance, tmp_path):
-    module = tiny.module(
-        SegmentationLoss(denominator=denominator), dtype=dtype, microbatch_size=microbatch_size
-    )
+    module = tiny.module(SegmentationLoss(denominator=denominator), dtype=dtype, microbatch_size=microbatch_size)
     trainer = tiny.trainer(tmp_path, max_epochs=2)
     trainer.fit(module, tiny.loader(tiny.batches(dtype=dtype)))
     assert trainer.global_step == 6  # one for each batch, whatever its split
@@ -118,9 +116,7 @@ def test_bf16_mixed_stays_close_to_float32(tmp_path):
     modules = []
     for precision in ("32-true", "bf16-mixed"):
         module = tiny.module(SegmentationLoss(dice=1), dtype=torch.float32, microbatch_size=2)
-        tiny.trainer(tmp_path, precision=precision).fit(
-            module, tiny.loader(tiny.batches(dtype=torch.float32))
-        )
+        tiny.trainer(tmp_path, precision=precision).fit(module, tiny.loader(tiny.batches(dtype=torch.float32)))
         modules.append(weights(module))
     assert all(p.dtype == torch.float32 for p in modules[1])
     assert_same(*modules, 2e-2)

@@ -134,12 +134,8 @@ def measured_bytes(network: nn.Module, height: int, width: int) -> int:
 @pytest.mark.parametrize(
     "network",
     [
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 1), nn.Sigmoid()
-        ),
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Upsample(size=(20, 20), mode="bilinear")
-        ),
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 1), nn.Sigmoid()),
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Upsample(size=(20, 20), mode="bilinear")),
     ],
     ids=["convolutions", "pooling"],
 )
@@ -185,9 +181,7 @@ def test_the_published_run_deviates_in_nothing():
 
 def test_deviations_in_words():
     overrides = {"optimizer.lr": (0.01, 0.02), "microbatch_size": (None, 8)}
-    assert deviations(
-        overrides, PUBLISHED, split_batch(32, 1, microbatch_size=8), "bf16-mixed", "device"
-    ) == [
+    assert deviations(overrides, PUBLISHED, split_batch(32, 1, microbatch_size=8), "bf16-mixed", "device") == [
         "optimizer.lr: 0.01 -> 0.02",
         "microbatch_size: unset -> 8",
         "devices: 8 -> 1 (each takes the mean loss of its own images)",
@@ -248,9 +242,7 @@ def test_a_plan_without_anything_published(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     text = plan(published=None, overrides={}, backbone_weights=None)
     assert text.endswith("nothing differs from the recipe")
-    assert "differs from the recipe in\n    - seed: 17 -> 1" in plan(
-        published=None, overrides={"seed": (17, 1)}
-    )
+    assert "differs from the recipe in\n    - seed: 17 -> 1" in plan(published=None, overrides={"seed": (17, 1)})
     assert "backbone weights       none" in text
 
 

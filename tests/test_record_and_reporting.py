@@ -21,9 +21,7 @@ from deeplab_recipes.training import quiet
 STEPS = 5  # of an epoch
 
 
-def fit(
-    folder: Path, *, callbacks: tuple = (), every: int = 2, progress: bool = False, **options: object
-) -> Reporter:
+def fit(folder: Path, *, callbacks: tuple = (), every: int = 2, progress: bool = False, **options: object) -> Reporter:
     """Train two epochs with an evaluation after each."""
     reporter = Reporter(folder / "metrics.csv", batch_size=4, every=every, progress=progress)
     resume = options.pop("resume", None)
@@ -67,9 +65,7 @@ def test_rows_are_means_over_the_steps_since_the_last_row(tmp_path):
     for row, (first, last) in zip(training, windows, strict=True):
         values = [loss for loss, _ in losses.seen[first:last]]
         assert float(row["loss"]) == pytest.approx(sum(values) / len(values), rel=1e-5)
-        assert float(row["loss"]) == pytest.approx(
-            float(row["cross_entropy"]) + 0.5 * float(row["dice"]), rel=1e-4
-        )
+        assert float(row["loss"]) == pytest.approx(float(row["cross_entropy"]) + 0.5 * float(row["dice"]), rel=1e-4)
         assert float(row["images_per_second"]) > 0
         assert not row["miou"]
     assert [bool(row["miou"]) for row in table] == [False, False, False, True] * 2
@@ -186,9 +182,7 @@ def test_off_a_terminal_there_is_one_line_per_evaluation_and_nothing_else(tmp_pa
     assert lines[0].startswith("epoch 1  step 5  mIoU ")
     assert lines[1].startswith("epoch 2  step 10  mIoU ")
     assert [str(warning.message) for warning in caught] == []
-    assert [
-        r.getMessage() for r in caplog.records if r.name.startswith(("pytorch_lightning", "lightning"))
-    ] == []
+    assert [r.getMessage() for r in caplog.records if r.name.startswith(("pytorch_lightning", "lightning"))] == []
 
 
 def test_quiet_restores_what_it_changed():

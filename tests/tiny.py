@@ -24,9 +24,7 @@ def network(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, CLASSES, 1)).to(dtype)
 
 
-def batches(
-    count: int = 3, *, size: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> list[Batch]:
+def batches(count: int = 3, *, size: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Batch]:
     """Random training batches."""
     generator = torch.Generator().manual_seed(seed)
     made = []
@@ -70,9 +68,7 @@ def loader(items: Sequence[Any]) -> DataLoader:
     return DataLoader(list(items), batch_size=None, shuffle=False)
 
 
-def by_hand(
-    loss: Callable[[Tensor, Tensor], Tensor], data: Sequence[Batch], *, epochs: int = 1
-) -> list[Tensor]:
+def by_hand(loss: Callable[[Tensor, Tensor], Tensor], data: Sequence[Batch], *, epochs: int = 1) -> list[Tensor]:
     """Train `network` in plain PyTorch with `loss` on whole batches; returns its weights."""
     model = network()
     optimizer = sgd(model.parameters())

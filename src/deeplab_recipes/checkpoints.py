@@ -18,9 +18,7 @@ FORMAT_VERSION = 1
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, then renames: the earlier checkpoint survives a full disk or a kill."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`.
 
         Raises:
@@ -75,13 +73,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     card = checkpoint.get("deeplab") if isinstance(checkpoint, Mapping) else None
     version = card.get("format_version") if isinstance(card, Mapping) else None
     if not isinstance(version, int):
-        raise ValueError(
-            f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry with a format_version"
-        )
+        raise ValueError(f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry with a format_version")
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; "
-            "install a newer deeplab-recipes"
+            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; install a newer deeplab-recipes"
         )
     return checkpoint
 

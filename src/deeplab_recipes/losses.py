@@ -134,9 +134,7 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         weights = {"cross_entropy": float(cross_entropy), "dice": float(dice)}
         if min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
-            raise ValueError(
-                f"loss weights are {weights}; valid are finite numbers >= 0 of which one is above 0"
-            )
+            raise ValueError(f"loss weights are {weights}; valid are finite numbers >= 0 of which one is above 0")
         if denominator not in ("valid", "all"):
             raise ValueError(f"loss.denominator is {denominator!r}; valid are 'valid' and 'all'")
         if normalize not in ("device", "global"):

@@ -87,9 +87,7 @@ class SegmentationModule(pl.LightningModule):
         for i, part in enumerate(parts):
             share = len(part["label"]) / len(batch["label"])
             with self._synchronised(last=i == len(parts) - 1):
-                values = self.loss(
-                    self(part["image"]), part["label"], count=count, group_sum=self._group_sum()
-                )
+                values = self.loss(self(part["image"]), part["label"], count=count, group_sum=self._group_sum())
                 self.manual_backward(self._scaled(values, share))
             for name, value in values.items():
                 weight = 1.0 if name == "cross_entropy" else share
@@ -166,9 +164,7 @@ class SegmentationModule(pl.LightningModule):
         return strategy.block_backward_sync()
 
     def _world_size(self) -> int:
-        return (
-            distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-        )
+        return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
     def _note_corrupt(self, split: str, batch: Batch) -> None:
         # Only with data.on_corrupt=skip can a sample be marked; then names matter more than a stalled device.

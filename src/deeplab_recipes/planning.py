@@ -52,9 +52,7 @@ def split_batch(
     if batch_size % world_size:
         low = batch_size - batch_size % world_size
         near = f"{low} or {low + world_size}" if low else str(world_size)
-        raise ValueError(
-            f"batch_size={batch_size} does not divide over {world_size} devices; nearest are {near}"
-        )
+        raise ValueError(f"batch_size={batch_size} does not divide over {world_size} devices; nearest are {near}")
     if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size is {microbatch_size}; it must be at least 1, or null")
     per_device = batch_size // world_size
@@ -204,9 +202,7 @@ def deviations(
     if published is None:
         return lines
     if published.devices not in (None, split.world_size) and normalize == "device":
-        lines.append(
-            f"devices: {published.devices} -> {split.world_size} (each takes the mean loss of its own images)"
-        )
+        lines.append(f"devices: {published.devices} -> {split.world_size} (each takes the mean loss of its own images)")
     if published.bn_batch not in (None, split.bn_batch):
         lines.append(f"images per batch norm: {published.bn_batch} -> {split.bn_batch}")
     if published.precision not in (None, precision):
@@ -266,9 +262,7 @@ def describe(
     return "\n".join([*lines, *(f"    - {change}" for change in changes)])
 
 
-def _cost_rows(
-    model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str
-) -> list[tuple[str, str]]:
+def _cost_rows(model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str) -> list[tuple[str, str]]:
     memory = estimate_memory(model, images=split.microbatch, crop=crop, mixed=precision != "32-true")
     flops = forward_flops(model, *crop)
     return [

@@ -38,9 +38,7 @@ def commit() -> dict[str, Any]:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=here, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
@@ -64,9 +62,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def peak_memory(*, gpu: bool) -> int:

@@ -31,9 +31,7 @@ class Reporter(pl.Callback):
         FloatingPointError: in training, when a loss is not finite; names the step.
     """
 
-    def __init__(
-        self, csv_path: str | Path, *, batch_size: int, every: int = 20, progress: bool = True
-    ) -> None:
+    def __init__(self, csv_path: str | Path, *, batch_size: int, every: int = 20, progress: bool = True) -> None:
         if every < 1:
             raise ValueError(f"trainer.log_every is {every}; it must be at least 1")
         self.csv_path, self.batch_size, self.every, self.progress = (
@@ -91,9 +89,7 @@ class Reporter(pl.Callback):
         if self.bar is not None:
             self.bar.close()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the terminal tidy."""
         if self.bar is not None:
             self.bar.close()
@@ -141,9 +137,7 @@ class Reporter(pl.Callback):
             writer = csv.DictWriter(file, FIELDS)
             if fresh:
                 writer.writeheader()
-            writer.writerow(
-                {key: value if isinstance(value, int) else f"{value:.6g}" for key, value in row.items()}
-            )
+            writer.writerow({key: value if isinstance(value, int) else f"{value:.6g}" for key, value in row.items()})
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
@@ -193,11 +187,7 @@ def _keep_rows(path: Path, step: int) -> float:
     if not path.exists():
         return 0.0
     lines = path.read_text().splitlines(keepends=True)
-    rows = [
-        row
-        for row in csv.DictReader(line for line in lines if line.endswith("\n"))
-        if int(row["step"]) <= step
-    ]
+    rows = [row for row in csv.DictReader(line for line in lines if line.endswith("\n")) if int(row["step"]) <= step]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()

@@ -56,17 +56,13 @@ class TrainerSettings:
         if self.evaluate_every <= 0:
             raise ValueError(f"trainer.evaluate_every is {self.evaluate_every}; it must be above 0 (epochs)")
         if self.max_epochs is None and self.max_steps == -1:
-            raise ValueError(
-                "nothing says how long to train: set trainer.max_epochs=N or trainer.max_steps=N"
-            )
+            raise ValueError("nothing says how long to train: set trainer.max_epochs=N or trainer.max_steps=N")
         for name, none in (("max_epochs", None), ("max_steps", -1), ("num_nodes", 1)):
             value = getattr(self, name)
             if value != none and value < 1:
                 raise ValueError(f"trainer.{name} is {value}; it must be at least 1 (default: {none})")
         if not (
-            self.devices in ("auto", -1)
-            or (isinstance(self.devices, list) and self.devices)
-            or _counts(self.devices)
+            self.devices in ("auto", -1) or (isinstance(self.devices, list) and self.devices) or _counts(self.devices)
         ):
             raise ValueError(
                 f"trainer.devices is {self.devices!r}; valid are auto, a number above 0 or a list like [0,1]"

@@ -300,9 +300,7 @@ def padded_batch(make_photograph, kind: str) -> dict:
     images[:] = torch.tensor(MEAN_PIXEL, dtype=torch.uint8)
     for i, (top, left, tall, wide) in enumerate(content.tolist()):
         images[i, top : top + tall, left : left + wide] = torch.from_numpy(make_photograph(i, tall, wide))
-    strong = torch.tensor(
-        [[1.1, 1.4, 1.3, 0.05, 1], [0.9, 1, 0.5, -0.07, 1.5], [1, 0.5, 1, 0, 1], [1, 1, 1, 0.07, 1]]
-    )
+    strong = torch.tensor([[1.1, 1.4, 1.3, 0.05, 1], [0.9, 1, 0.5, -0.07, 1.5], [1, 0.5, 1, 0, 1], [1, 1, 1, 0.07, 1]])
     if kind == "keep_ratio":
         strong[:, 0] = torch.tensor([30, -20, 10, 0])
     return {"images": images.permute(0, 3, 1, 2), "content": content, "colour": strong, "photometric": kind}

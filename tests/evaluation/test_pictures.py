@@ -43,9 +43,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, flo
 def test_colourise():
     coloured = colourise(np.array([[0, 3, IGNORE, 77]], np.uint8), PALETTE)
     assert coloured.dtype == np.uint8
-    assert coloured.tolist() == [
-        [list(PALETTE[0]), list(PALETTE[3]), list(IGNORE_COLOUR), list(IGNORE_COLOUR)]
-    ]
+    assert coloured.tolist() == [[list(PALETTE[0]), list(PALETTE[3]), list(IGNORE_COLOUR), list(IGNORE_COLOUR)]]
 
 
 @pytest.mark.parametrize(("height", "width"), [(120, 161), (241, 321), (90, 301)])

@@ -43,9 +43,7 @@ def card(model: DeepLab, protocol: str) -> dict:
 @pytest.fixture(scope="module")
 def network() -> DeepLab:
     torch.manual_seed(0)
-    model = build_deeplab(
-        5, backbone="mobilenet_v2", width_multiplier=0.35, aspp_channels=16, output_stride=16
-    )
+    model = build_deeplab(5, backbone="mobilenet_v2", width_multiplier=0.35, aspp_channels=16, output_stride=16)
     torch.nn.init.normal_(model.head.conv_seg.weight)
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.momentum = 1.0  # with the statistics of one batch, classes differ from place to place
@@ -66,9 +64,7 @@ def checkpoint(network, protocol, tmp_path_factory) -> Path:
     module = SegmentationModule(
         network, loss=SegmentationLoss(), optimizer=tiny.sgd, schedule=tiny.falling, num_classes=5
     )
-    AtomicCheckpointIO().save_checkpoint(
-        {"state_dict": module.state_dict(), "deeplab": card(network, protocol)}, path
-    )
+    AtomicCheckpointIO().save_checkpoint({"state_dict": module.state_dict(), "deeplab": card(network, protocol)}, path)
     return path
 
 
@@ -147,9 +143,7 @@ def test_what_is_no_photograph_is_refused(network, image):
 def test_the_same_answer_as_in_evaluation(checkpoint, network, protocol, tmp_path):
     """Evaluated against the predictor's own labels, the module is right everywhere."""
     predictor = load_predictor(checkpoint)
-    size = (
-        (48, 40) if protocol == "square" else (45, 70)
-    )  # `square` squashes the labels, so only its own size is exact
+    size = (48, 40) if protocol == "square" else (45, 70)  # `square` squashes the labels, so only its own size is exact
     image = photograph(*size)
     labels = predictor(image)
     assert len(np.unique(labels)) > 1

@@ -32,9 +32,7 @@ def images(height: int, width: int, dtype: torch.dtype = torch.float64) -> torch
     return torch.randn(1, 3, height, width, dtype=dtype, generator=torch.Generator().manual_seed(2))
 
 
-def assert_dilating_keeps_features(
-    strided: nn.Module, dilated: nn.Module, batch: torch.Tensor, step: int
-) -> None:
+def assert_dilating_keeps_features(strided: nn.Module, dilated: nn.Module, batch: torch.Tensor, step: int) -> None:
     """Compare at the strided network's positions, which are every ``step``-th of the dilated one.
 
     Row i of a strided convolution (odd kernel, padding half of it) is centred on row 2i of its input, whether

@@ -164,7 +164,5 @@ def test_building_says_nothing():
         f"    build_deeplab(2, head=head, **{SMALL})(torch.randn(2, 3, 65, 65))"
     )
     environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -30,9 +30,7 @@ def test_bn_ones_touches_norms_only():
 
 def test_unknown_name_changes_nothing():
     module = network()
-    message = (
-        r"unknown initializer 'kaiming_norm'; valid: kaiming_normal, bn_ones\. Did you mean 'kaiming_normal'"
-    )
+    message = r"unknown initializer 'kaiming_norm'; valid: kaiming_normal, bn_ones\. Did you mean 'kaiming_normal'"
     with pytest.raises(ValueError, match=message):
         apply_initializers(module, ["bn_ones", "kaiming_norm"])
     assert all(torch.equal(p, torch.full_like(p, 7)) for p in module.parameters())

@@ -99,12 +99,8 @@ def test_groups_have_their_own_settings_and_reference():
         seen[0].append(first.item())
         seen[1].append(second.item())
     gradients = [0.5, 0.25, -1.0]
-    assert seen[0] == pytest.approx(
-        steps_by_hand(1, gradients, [0.1, 0.05, 0.025], momentum=0.9, weight_decay=0.01)
-    )
-    assert seen[1] == pytest.approx(
-        steps_by_hand(1, gradients, [0.02, 0.01, 0.005], momentum=0.5, weight_decay=0.1)
-    )
+    assert seen[0] == pytest.approx(steps_by_hand(1, gradients, [0.1, 0.05, 0.025], momentum=0.9, weight_decay=0.01))
+    assert seen[1] == pytest.approx(steps_by_hand(1, gradients, [0.02, 0.01, 0.005], momentum=0.5, weight_decay=0.1))
 
 
 def test_a_group_added_later_takes_its_own_lr_as_reference():
@@ -158,9 +154,7 @@ def test_saved_state_continues_identically(tmp_path):
     optimizer, parameters = trained()
     random_steps(optimizer, parameters, seed=1, count=3)
     optimizer.param_groups[0]["lr"] = 0.03  # by now a schedule has moved it; the reference stays 0.1
-    torch.save(
-        {"optimizer": optimizer.state_dict(), "values": [p.detach() for p in parameters]}, tmp_path / "state"
-    )
+    torch.save({"optimizer": optimizer.state_dict(), "values": [p.detach() for p in parameters]}, tmp_path / "state")
 
     again, restored = trained(seed=5)
     saved = torch.load(tmp_path / "state", weights_only=True)

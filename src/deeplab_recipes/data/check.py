@@ -8,9 +8,7 @@ from deeplab_recipes.data.dataset import OnCorrupt, open_picture, read_pair, req
 from deeplab_recipes.data.sources.base import Pair
 
 
-def check_pairs(
-    pairs: list[Pair], table: np.ndarray, *, samples: int, on_corrupt: OnCorrupt = "raise"
-) -> None:
+def check_pairs(pairs: list[Pair], table: np.ndarray, *, samples: int, on_corrupt: OnCorrupt = "raise") -> None:
     """Compare image and label sizes of all pairs, and decode `samples` pairs spread evenly over them.
 
     With `on_corrupt="skip"` unusable pairs are left for training to skip and count, unless every pair of the

@@ -45,8 +45,7 @@ def decode_labels(stored: np.ndarray, table: np.ndarray, *, name: str) -> np.nda
     if stored.ndim != 2 or stored.dtype != np.uint8:
         shape = "x".join(map(str, stored.shape))
         raise ValueError(
-            f"{name}: a label picture must have one 8-bit channel of class numbers, "
-            f"this one is {shape} {stored.dtype}"
+            f"{name}: a label picture must have one 8-bit channel of class numbers, this one is {shape} {stored.dtype}"
         )
     labels = table[stored]
     wrong = labels == INVALID

@@ -161,9 +161,7 @@ class TrainingTransform:
     flip: float = 0.5
     photometric: Photometric = "none"
 
-    def __call__(
-        self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return image (H, W, 3), label (H, W), content (top, left, height, width) and colour (5,)."""
         size = resized_size(self.pipeline, labels.shape, self.base_size, rng.uniform(*self.scale_range))
         image = resize_image(image, size, self.pipeline)

@@ -51,9 +51,7 @@ def comparison(
     column = max(width, COLUMN) + MARGIN
     present = sorted({*np.unique(truth).tolist(), *np.unique(shown).tolist()} - {IGNORE})
     legend = _legend(present, classes, palette, 3 * column - MARGIN, ignored=bool((truth == IGNORE).any()))
-    canvas = Image.new(
-        "RGB", (legend.width + 2 * MARGIN, LINE + height + legend.height + 3 * MARGIN), "white"
-    )
+    canvas = Image.new("RGB", (legend.width + 2 * MARGIN, LINE + height + legend.height + 3 * MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (title, pixels) in enumerate(panels):
         left, top = MARGIN + i * column, LINE + MARGIN // 2

@@ -71,8 +71,6 @@ def load_predictor(
     arguments = {**card["model"], **({} if output_stride is None else {"output_stride": output_stride})}
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
         model = build_deeplab(**arguments)
-    weights = {
-        k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")
-    }
+    weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
     model.load_state_dict(weights)
     return Predictor(model, card, device=device)

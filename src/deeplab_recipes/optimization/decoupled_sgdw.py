@@ -77,16 +77,12 @@ class DecoupledSGDW(Optimizer):
             torch._foreach_mul_(parameters, 1 - group["lr"] / group["initial_lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, direction, alpha=-group["lr"])
 
-    def _direction(
-        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
-    ) -> list[Tensor]:
+    def _direction(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         momentum = group["momentum"]
         if not momentum:
             return gradients
         fresh = [p for p in parameters if "momentum_buffer" not in self.state[p]]
-        old = [
-            (p, g) for p, g in zip(parameters, gradients, strict=True) if "momentum_buffer" in self.state[p]
-        ]
+        old = [(p, g) for p, g in zip(parameters, gradients, strict=True) if "momentum_buffer" in self.state[p]]
         if old:
             buffers = [self.state[p]["momentum_buffer"] for p, _ in old]
             torch._foreach_mul_(buffers, momentum)
@@ -98,9 +94,7 @@ class DecoupledSGDW(Optimizer):
 
 
 def _check(group: Mapping[str, Any]) -> None:
-    lr, momentum, dampening, weight_decay = (
-        group[k] for k in ("lr", "momentum", "dampening", "weight_decay")
-    )
+    lr, momentum, dampening, weight_decay = (group[k] for k in ("lr", "momentum", "dampening", "weight_decay"))
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is {lr}; decoupled decay divides by it, so it must be above 0")
     if not 0 <= momentum < 1 or not 0 <= dampening <= 1 or not 0 <= weight_decay < 1:

@@ -1,11 +1,9 @@
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
+import pytorch_lightning as pl
 import tiny
 import torch
 import torch.nn.functional as F
@@ -209,25 +207,63 @@ def test_any_network_that_gives_logits_will_do(tmp_path):
     assert module(torch.zeros(1, 3, 5, 5)).shape == (1, 2, 5, 5)
 
 
+class TwoHeaded(nn.Module):
+    """`tiny.network` with a second convolution for auxiliary logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = tiny.network()
+        self.second = nn.Conv2d(3, tiny.CLASSES, 1).double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.main(images)
+
+    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.main(images), self.second(images)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 1])
+def test_auxiliary_logits_add_their_weighted_loss(tmp_path, microbatch_size):
+    loss = SegmentationLoss(cross_entropy=0.5, dice=0.0 if microbatch_size else 2.0, auxiliary=0.4)
+    settings = {"optimizer": tiny.sgd, "schedule": tiny.falling, "num_classes": tiny.CLASSES}
+    torch.manual_seed(3)
+    module = SegmentationModule(TwoHeaded(), loss=loss, microbatch_size=microbatch_size, **settings)
+    reference, batch = TwoHeaded(), tiny.batches(1)[0]
+    reference.load_state_dict(module.model.state_dict())
+    step = {}
+    tiny.trainer(tmp_path, callbacks=[Keep(step)]).fit(module, tiny.loader([batch]))
+
+    def total(logits: Tensor) -> Tensor:
+        target = batch["label"].long()
+        return 0.5 * mean_valid(logits, target) + loss.weights["dice"] * dice(logits, target)
+
+    optimizer = tiny.sgd(reference.parameters())
+    expected = total(reference.main(batch["image"])) + 0.4 * total(reference.second(batch["image"]))
+    expected.backward()
+    optimizer.step()
+    assert_same(weights(module), [p.detach() for p in reference.parameters()], 1e-12)
+    assert float(step["loss"]) == pytest.approx(float(expected), abs=1e-12)
+    assert float(step["auxiliary"]) > 0
+
+
+class Keep(pl.Callback):
+    """Keeps what a training step returned."""
+
+    def __init__(self, into: dict[str, Tensor]) -> None:
+        self.into = into
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.into.update(outputs)
+
+
 # Two devices: one launch of tests/two_devices.py trains all of these, each rank on its half of every batch.
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def two_devices(tmp_path_factory) -> tuple[list[dict], str]:
     """What each rank ended with, and what they printed."""
     folder = tmp_path_factory.mktemp("two_devices")
-    script = Path(__file__).with_name("two_devices.py")
-    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True, timeout=120)
-    printed = done.stdout + done.stderr
-    assert done.returncode == 0, printed
+    printed = forked.run("two_devices", "main", 2, folder, timeout=120)
     results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, first in results[0]["weights"].items():
         assert_same(first, results[1]["weights"][name], 0)  # the ranks agree to the last bit

@@ -114,6 +114,7 @@ class SegmentationLoss(nn.Module):
         cross_entropy: weight of the cross entropy; 0 leaves it out.
         dice: weight of the Dice loss; 0 leaves it out.
         denominator: what cross entropy divides by, see `cross_entropy`.
+        auxiliary: weight of the same loss on the auxiliary head's logits; 0 where the model has none.
         normalize: "device": each device takes the mean over its own batch and gradients are averaged over
             devices (what everything published here did); "global": exactly the loss of the global batch.
         ignore_index: the label that is ignored.
@@ -127,6 +128,7 @@ class SegmentationLoss(nn.Module):
         *,
         cross_entropy: float = 1.0,
         dice: float = 0.0,
+        auxiliary: float = 0.0,
         denominator: Denominator = "valid",
         normalize: Normalize = "device",
         ignore_index: int = 255,
@@ -135,12 +137,15 @@ class SegmentationLoss(nn.Module):
         weights = {"cross_entropy": float(cross_entropy), "dice": float(dice)}
         if min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
             raise ValueError(f"loss weights are {weights}; valid are finite numbers >= 0 of which one is above 0")
+        if not 0 <= auxiliary < math.inf:
+            raise ValueError(f"loss.auxiliary is {auxiliary}; it must be a finite number >= 0")
         if denominator not in ("valid", "all"):
             raise ValueError(f"loss.denominator is {denominator!r}; valid are 'valid' and 'all'")
         if normalize not in ("device", "global"):
             raise ValueError(f"loss.normalize is {normalize!r}; valid are 'device' and 'global'")
         self.weights, self.denominator, self.normalize = weights, denominator, normalize
         self.ignore_index = ignore_index
+        self.auxiliary = float(auxiliary)
 
     def require_exact(self, microbatches: int) -> None:
         """Raise ValueError for Dice normalised globally over microbatches, which has no exact form."""

@@ -87,16 +87,14 @@ class SegmentationModule(pl.LightningModule):
         for i, part in enumerate(parts):
             share = len(part["label"]) / len(batch["label"])
             with self._synchronised(last=i == len(parts) - 1):
-                values = self.loss(self(part["image"]), part["label"], count=count, group_sum=self._group_sum())
-                self.manual_backward(self._scaled(values, share))
+                values = self._losses(part, count, share)
+                self.manual_backward(values["loss"])
             for name, value in values.items():
-                weight = 1.0 if name == "cross_entropy" else share
-                totals[name] = totals.get(name, 0) + weight * value.detach()
+                totals[name] = totals.get(name, 0) + value.detach()
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         self._note_corrupt("train", batch)
-        totals["loss"] = self._weighted(totals)
         return totals
 
     def on_validation_epoch_start(self) -> None:
@@ -149,12 +147,22 @@ class SegmentationModule(pl.LightningModule):
     def _group_sum(self) -> Callable[[Tensor], Tensor] | None:
         return _DeviceSum.apply if self.loss.normalize == "global" and self._world_size() > 1 else None
 
-    def _scaled(self, values: dict[str, Tensor], share: float) -> Tensor:
-        """The loss of a microbatch: cross entropy is divided by the whole count already, Dice is not."""
-        return self._weighted({k: v if k == "cross_entropy" else v * share for k, v in values.items()})
+    def _losses(self, part: Batch, count: Tensor, share: float) -> dict[str, Tensor]:
+        """Return what a microbatch, `share` of the device's images, adds to each loss."""
+        if not self.loss.auxiliary:
+            return self._shares(self(part["image"]), part["label"], count, share)
+        logits, auxiliary = self.model.forward_with_auxiliary(part["image"])
+        values = self._shares(logits, part["label"], count, share)
+        values["auxiliary"] = self._shares(auxiliary, part["label"], count, share)["loss"]
+        return {**values, "loss": values["loss"] + self.loss.auxiliary * values["auxiliary"]}
 
-    def _weighted(self, values: dict[str, Tensor]) -> Tensor:
-        return sum((self.loss.weights[name] * values[name] for name in values if name != "loss"), start=0.0)
+    def _shares(self, logits: Tensor, labels: Tensor, count: Tensor, share: float) -> dict[str, Tensor]:
+        """Cross entropy is divided by the whole count already, Dice is not."""
+        values = dict(self.loss(logits, labels, count=count, group_sum=self._group_sum()))
+        del values["loss"]
+        if "dice" in values:
+            values["dice"] = values["dice"] * share
+        return {"loss": sum(self.loss.weights[name] * value for name, value in values.items()), **values}
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:
         """Devices exchange gradients in the last backward pass of a step only."""

@@ -27,7 +27,7 @@ class BatchSplit:
         per_device: images of a step on each device.
         microbatch: images of one forward and backward pass.
         accumulation: passes per optimizer step.
-        bn_batch: images whose statistics a batch norm layer sees together.
+        bn_batch: images whose statistics a batch norm layer sees together; 0 where it is frozen.
     """
 
     batch_size: int
@@ -39,7 +39,12 @@ class BatchSplit:
 
 
 def split_batch(
-    batch_size: int, world_size: int, *, microbatch_size: int | None = None, sync_batchnorm: bool = False
+    batch_size: int,
+    world_size: int,
+    *,
+    microbatch_size: int | None = None,
+    sync_batchnorm: bool = False,
+    frozen_batchnorm: bool = False,
 ) -> BatchSplit:
     """Divide a global batch over devices and microbatches.
 
@@ -65,7 +70,7 @@ def split_batch(
             f"(batch_size={batch_size} over {world_size} devices); "
             f"nearest are {' and '.join(map(str, sorted(near)))}"
         )
-    bn_batch = microbatch * (world_size if sync_batchnorm else 1)
+    bn_batch = 0 if frozen_batchnorm else microbatch * (world_size if sync_batchnorm else 1)
     if bn_batch == 1:
         raise ValueError(
             "each batch norm would see a single image, which cannot be normalised behind the head's image "
@@ -238,7 +243,13 @@ def describe(
     """
     precision = trainer.resolved_precision()
     sync = trainer.sync_batchnorm and trainer.on_gpu()
-    split = split_batch(batch_size, trainer.world_size(), microbatch_size=microbatch_size, sync_batchnorm=sync)
+    split = split_batch(
+        batch_size,
+        trainer.world_size(),
+        microbatch_size=microbatch_size,
+        sync_batchnorm=sync,
+        frozen_batchnorm=model.freeze_batchnorm,
+    )
     per_epoch = training_images // batch_size
     if per_epoch == 0:
         raise ValueError(f"batch_size={batch_size} is larger than the training part ({training_images} images)")
@@ -248,7 +259,7 @@ def describe(
         ("steps", f"{steps:,} ({steps / per_epoch:.4g} epochs of {per_epoch:,})"),
         ("global batch", f"{split.batch_size} = {split.world_size} x {split.per_device} images"),
         ("microbatch", f"{split.microbatch} images, accumulated {split.accumulation} x"),
-        ("images per batch norm", str(split.bn_batch)),
+        ("images per batch norm", str(split.bn_batch or "frozen")),
         ("backbone weights", backbone_weights or "none"),
         ("precision", precision),
         *_cost_rows(model, crop, split, precision),
@@ -263,7 +274,7 @@ def describe(
 
 
 def _cost_rows(model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str) -> list[tuple[str, str]]:
-    memory = estimate_memory(model, images=split.microbatch, crop=crop, mixed=precision != "32-true")
+    memory = estimate_memory(model, images=split.microbatch, crop=crop, mixed=precision.endswith("mixed"))
     flops = forward_flops(model, *crop)
     return [
         ("crop", f"{crop[0]} x {crop[1]}, {flops / 1e9:,.0f} GFLOP forward per image"),

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from deeplab_recipes.checkpoints import NonFiniteError
 
-FIELDS = ("epoch", "step", "seconds", "loss", "cross_entropy", "dice", "lr", "images_per_second", "miou")
+FIELDS = ("epoch", "step", "seconds", "loss", "cross_entropy", "dice", "auxiliary", "lr", "images_per_second", "miou")
 QUIET_SECONDS = 15.0  # between lines where the output is a file, not a terminal
 
 

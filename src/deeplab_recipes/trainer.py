@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import Logger
 from deeplab_recipes.checkpoints import AtomicCheckpointIO
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of malloc.h
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
 ACCELERATORS = ("auto", "gpu", "cpu")
 
 
@@ -27,8 +27,8 @@ class TrainerSettings:
         devices: "auto" (all GPUs, or the CPU), a number, or a list of GPU indices.
         num_nodes: machines.
         accelerator: "auto", "gpu" or "cpu".
-        precision: "auto" (bf16 where the device computes in it, else 32 bit), "32-true", "bf16-mixed" or
-            "16-mixed".
+        precision: "auto" (bf16 where the device computes in it, else 32 bit), "32-true", "bf16-mixed",
+            "16-mixed", or "64-true" to compare numbers.
         sync_batchnorm: batch statistics over all GPUs.
         log_every: steps between rows of metrics.csv.
         progress: show the progress bar.

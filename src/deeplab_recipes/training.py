@@ -40,6 +40,8 @@ NOT_APPLICABLE = (
     ".*does not have many workers.*",  # data.workers is chosen from the cores at hand
     ".*exists and is not empty.*",  # the run directory is checked before
     ".*your dataloader is not resumable.*",  # its sampler is: see TrainingSampler
+    # A depthwise weight has one input channel, whose stride means nothing.
+    r"(?s)Grad strides do not match bucket view strides.*grad.sizes\(\) = \[\d+, 1, ",
     ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of torch
 )
 
@@ -88,6 +90,7 @@ class Run:
             self.trainer.world_size(),
             microbatch_size=self.microbatch_size,
             sync_batchnorm=self.trainer.sync_batchnorm and self.trainer.on_gpu(),
+            frozen_batchnorm=getattr(self.model, "keywords", {}).get("freeze_batchnorm", False),
         )
         self.data.check()
         self.sampler = self.data.sampler()
@@ -114,6 +117,12 @@ class Run:
         """Build it, and refuse now, not when training starts, what does not go with the other parts."""
         self.loss.require_exact(self.split.accumulation)
         network = self.model(num_classes=self.data.num_classes)
+        if (network.auxiliary_head is None) != (self.loss.auxiliary == 0):
+            raise ValueError(
+                f"loss.auxiliary={self.loss.auxiliary} and model.auxiliary_head="
+                f"{str(network.auxiliary_head is not None).lower()} go together: the head needs a weight above 0, "
+                "as 0.4, and the weight a head"
+            )
         try:
             self.optimizer(network.parameters())
         except ValueError as error:
@@ -137,7 +146,7 @@ class Run:
         if self.trainer.sync_batchnorm and not (self.trainer.on_gpu() and self.split.world_size > 1):
             where = "without a GPU" if self.split.world_size > 1 else "on one device"
             notes.append(f"trainer.sync_batchnorm=true has no effect {where}")
-        if self.split.bn_batch < self.split.batch_size:
+        if 0 < self.split.bn_batch < self.split.batch_size:
             notes.append(
                 f"batch norm sees {self.split.bn_batch} images at a time, the batch has {self.split.batch_size}"
             )

@@ -129,6 +129,22 @@ def test_unknown_name_lists_the_valid_ones(spec):
         load(spec)
 
 
+def test_deep_stems_have_mmsegmentations_weights(monkeypatch):
+    asked = []
+
+    def refuse(address, path):
+        asked.append(address)
+        raise OSError("offline")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    network = build_backbone("resnet50_v1c", output_stride=32)
+    with pytest.raises(ConnectionError, match=r"Put that file at .*resnet50_v1c-2cccc1ad.pth"):
+        load_backbone_weights(network, "openmmlab", architecture="resnet50_v1c")
+    assert asked[0].endswith("/pretrain/third_party/resnet50_v1c-2cccc1ad.pth")
+    with pytest.raises(ValueError, match=r"valid: none, openmmlab, FILE"):
+        load_backbone_weights(network, "imagenet1k_v1", architecture="resnet50_v1c")
+
+
 def test_closest_name_is_proposed():
     with pytest.raises(ValueError, match=r"Did you mean 'imagenet1k_v1'\?"):
         load("imagnet1k_v1")

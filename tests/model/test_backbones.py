@@ -8,11 +8,13 @@ from deeplab_recipes.model.backbones import BACKBONES, build_backbone
 from deeplab_recipes.model.backbones.base import dilate
 
 CHANNELS = {
-    "resnet18": (64, 512),
-    "resnet34": (64, 512),
-    "resnet50": (256, 2048),
-    "resnet101": (256, 2048),
-    "mobilenet_v2": (24, 320),
+    "resnet18": (64, 256, 512),
+    "resnet34": (64, 256, 512),
+    "resnet50": (256, 1024, 2048),
+    "resnet101": (256, 1024, 2048),
+    "resnet50_v1c": (256, 1024, 2048),
+    "resnet101_v1c": (256, 1024, 2048),
+    "mobilenet_v2": (24, 96, 320),
 }
 
 
@@ -40,11 +42,11 @@ def assert_dilating_keeps_features(strided: nn.Module, dilated: nn.Module, batch
     coincide for every input size.
     """
     with torch.no_grad():
-        (low, expected), (dilated_low, features) = strided(batch), dilated(batch)
-    tolerance = {"rtol": 1e-9, "atol": 1e-9 * expected.abs().max().item()}
-    torch.testing.assert_close(dilated_low, low, **tolerance)
-    torch.testing.assert_close(features[..., ::step, ::step], expected, **tolerance)
-    assert expected.std() > 0
+        expected, features = strided(batch), dilated(batch)
+    for name, every in {"low": 1, "middle": max(1, step // 2), "high": step}.items():
+        theirs, ours = getattr(expected, name), getattr(features, name)[..., ::every, ::every]
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * theirs.abs().max().item())
+        assert theirs.std() > 0
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -74,12 +76,28 @@ def test_resnet_equals_torchvision(name, output_stride, replaced):
     backbone = build_backbone(name, output_stride=output_stride)
     del reference.avgpool, reference.fc
     backbone.load_state_dict(reference.state_dict())
-    taps = IntermediateLayerGetter(reference, {"layer1": "low", "layer4": "high"}).eval()
+    taps = IntermediateLayerGetter(reference, {"layer1": "low", "layer3": "middle", "layer4": "high"}).eval()
     batch = images(65, 65, torch.float32)
     with torch.no_grad():
-        expected, (low, high) = taps(batch), backbone.eval()(batch)
-    assert torch.equal(low, expected["low"])
-    assert torch.equal(high, expected["high"])
+        expected, features = taps(batch), backbone.eval()(batch)
+    for name in features._fields:
+        assert torch.equal(getattr(features, name), expected[name])
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize(("output_stride", "strides", "dilations"), [(8, (1, 1), (2, 4)), (16, (2, 1), (1, 2))])
+def test_v1c_equals_mmsegmentation(depth, output_stride, strides, dilations):
+    from mmseg.models.backbones import ResNetV1c
+
+    reference = ResNetV1c(depth=depth, strides=(1, 2, *strides), dilations=(1, 1, *dilations), contract_dilation=True)
+    backbone = build_backbone(f"resnet{depth}_v1c", output_stride=output_stride)
+    with_random_statistics(reference)
+    backbone.double().load_state_dict(reference.state_dict())
+    batch = images(65, 97)
+    with torch.no_grad():
+        expected, features = reference(batch), backbone.eval()(batch)
+    for theirs, ours in zip((expected[0], expected[2], expected[3]), features, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_mobilenet_equals_torchvision_at_output_stride_32():
@@ -88,8 +106,9 @@ def test_mobilenet_equals_torchvision_at_output_stride_32():
     backbone.load_state_dict({key: reference.state_dict()[key] for key in backbone.state_dict()})
     batch = images(65, 65, torch.float32)
     with torch.no_grad():
-        low, high = backbone(batch)
+        low, middle, high = backbone(batch)
         assert torch.equal(low, reference.features[:4](batch))
+        assert torch.equal(middle, reference.features[:14](batch))
         assert torch.equal(high, reference.features[:18](batch))
 
 
@@ -98,10 +117,12 @@ def test_mobilenet_equals_torchvision_at_output_stride_32():
 def test_channels_and_strides(name, output_stride):
     with torch.device("meta"):
         backbone = build_backbone(name, output_stride=output_stride)
-        low, high = backbone(torch.empty(2, 3, 97, 65))
+        low, middle, high = backbone(torch.empty(2, 3, 97, 65))
     assert backbone.channels == CHANNELS[name]
     assert low.shape == (2, CHANNELS[name][0], 25, 17)
-    assert high.shape == (2, CHANNELS[name][1], -(-97 // output_stride), -(-65 // output_stride))
+    middle_stride = min(output_stride, 16)
+    assert middle.shape == (2, CHANNELS[name][1], -(-97 // middle_stride), -(-65 // middle_stride))
+    assert high.shape == (2, CHANNELS[name][2], -(-97 // output_stride), -(-65 // output_stride))
 
 
 def test_dilation_rates_of_a_basic_block_network():
@@ -125,9 +146,9 @@ def test_dilate_pads_by_the_kernel():
 def test_mobilenet_width(width):
     with torch.device("meta"):
         backbone = build_backbone("mobilenet_v2", width_multiplier=width)
-        low, high = backbone(torch.empty(1, 3, 64, 64))
-    assert (low.shape[1], high.shape[1]) == backbone.channels
-    assert backbone.channels == {0.5: (16, 160), 0.35: (8, 112)}[width]
+        features = backbone(torch.empty(1, 3, 64, 64))
+    assert tuple(feature.shape[1] for feature in features) == backbone.channels
+    assert backbone.channels == {0.5: (16, 48, 160), 0.35: (8, 32, 112)}[width]
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,27 @@ def test_training_on_one_image_names_the_fix():
 
 
 def test_training_on_one_image_with_frozen_batch_norm():
-    model = small_model()
-    for module in model.head.image_pool.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    assert model(torch.zeros(1, 3, 64, 64)).requires_grad
+    model = small_model(freeze_batchnorm=True)
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    assert model.train()(torch.zeros(1, 3, 64, 64)).requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not any(layer.training for layer in layers)
+    assert all(layer.weight.requires_grad for layer in layers)
+    assert model.training
+    assert model.head.dropout.training
+
+
+def test_auxiliary_logits_come_beside_the_same_logits():
+    model, images = small_model(auxiliary_head=True).eval(), torch.randn(2, 3, 65, 97)
+    with torch.no_grad():
+        logits, auxiliary = model.forward_with_auxiliary(images)
+        assert torch.equal(logits, model(images))
+    assert auxiliary.shape == logits.shape
+    assert not torch.equal(auxiliary, logits)
+    assert model.auxiliary_head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.5)
+    with pytest.raises(ValueError, match="no auxiliary head: build it with auxiliary_head=True"):
+        small_model().forward_with_auxiliary(images)
 
 
 @pytest.mark.parametrize(("world_size", "message"), [(1, "one image per device"), (2, "to be on GPU")])
@@ -129,8 +145,9 @@ def test_initializers_touch_only_the_head_of_a_pretrained_model(tmp_path):
     initializers = ["kaiming_normal", "bn_ones"]
     pretrained = small_model(backbone_weights=str(tmp_path / "f.pth"), initializers=initializers)
     assert all(torch.equal(value, trained[key]) for key, value in pretrained.backbone.state_dict().items())
-    # conv_seg too: N(0, 2 / fan_in), no longer N(0, 0.01).
+    # conv_seg too: N(0, 2 / fan_in), no longer N(0, 0.01); its bias stays as it was drawn, as in Composer.
     assert pretrained.head.conv_seg.weight.std() > 0.2
+    assert pretrained.head.conv_seg.bias.abs().min() > 0
 
     untrained = small_model(initializers=initializers)
     pointwise = untrained.backbone.features[17].conv[2].weight

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from deeplab_recipes.model.heads import DILATIONS, build_head
+from deeplab_recipes.model.heads import DILATIONS, build_auxiliary_head, build_head, init_weights
 
-FEATURES = (24, 320)
+FEATURES = (24, 96, 320)
 PUBLISHED = {
     "num_classes": 21,
     "in_channels": 2048,
@@ -26,14 +26,14 @@ def small_head(name: str = "deeplabv3plus", num_classes: int = 5, **settings) ->
 @pytest.mark.parametrize(("num_classes", "parameters"), [(150, 17_765_126), (21, 17_698_949)])
 def test_published_parameter_counts(num_classes, parameters):
     with torch.device("meta"):
-        head = build_head("deeplabv3plus", num_classes, feature_channels=(256, 2048))
+        head = build_head("deeplabv3plus", num_classes, feature_channels=(256, 1024, 2048))
     assert sum(parameter.numel() for parameter in head.parameters()) == parameters
 
 
 @pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore`` is False")
 @pytest.mark.parametrize("name", ["deeplabv3plus", "deeplabv3"])
 def test_equals_mmseg_built_by_hand(name):
-    head = build_head(name, 21, feature_channels=(256, 2048)).eval()
+    head = build_head(name, 21, feature_channels=(256, 1024, 2048)).eval()
     from mmseg.models.decode_heads import ASPPHead, DepthwiseSeparableASPPHead
 
     if name == "deeplabv3plus":
@@ -41,10 +41,25 @@ def test_equals_mmseg_built_by_hand(name):
     else:
         reference = ASPPHead(**PUBLISHED)
     reference.load_state_dict(head.state_dict())
-    features = [torch.randn(2, 256, 16, 16), torch.randn(2, 2048, 8, 8)]
+    features = [torch.randn(2, 256, 16, 16), torch.randn(2, 1024, 8, 8), torch.randn(2, 2048, 8, 8)]
     with torch.no_grad():
         assert torch.equal(head(features), reference.eval()(features))
     assert (head.dropout.p, head.align_corners) == (0.1, False)
+
+
+@pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore`` is False")
+def test_auxiliary_head_equals_mmseg_built_by_hand():
+    head = build_auxiliary_head(21, feature_channels=(256, 1024, 2048)).eval()
+    from mmseg.models.decode_heads import FCNHead
+
+    settings = {key: PUBLISHED[key] for key in ("num_classes", "dropout_ratio", "norm_cfg", "align_corners")}
+    reference = FCNHead(in_channels=1024, in_index=2, channels=256, num_convs=1, concat_input=False, **settings)
+    reference.load_state_dict(head.state_dict())
+    features = [torch.randn(2, channels, 8, 8) for channels in (256, 1024, 2048)]
+    with torch.no_grad():
+        expected = reference.eval()([features[0], features[0], features[1], features[2]])
+        assert torch.equal(head(features), expected)
+    assert head.dropout.p == 0.1
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
@@ -63,6 +78,7 @@ def test_settings_reach_the_layers():
 
 def test_last_convolution_starts_as_after_init_weights():
     head = build_head("deeplabv3plus", 150, feature_channels=FEATURES)
+    init_weights(head)
     assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert torch.count_nonzero(head.conv_seg.bias) == 0
     # mmcv draws its convolutions at construction: He initialisation over the outgoing connections.

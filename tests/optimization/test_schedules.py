@@ -31,6 +31,17 @@ def test_values_between():
     assert [constant(tau) for tau in (-1, 0, 0.3, 2)] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("steps", [2, 20, 160_000])
+def test_polynomial_with_the_last_step_at_its_end(steps):
+    def rate(step: int) -> float:
+        return polynomial(step / steps, power=0.9, alpha_f=0.01, steps=steps)
+
+    assert rate(0) == 1
+    assert rate(steps - 1) == pytest.approx(0.01, abs=1e-9)
+    assert rate(steps // 2) == pytest.approx(0.01 + 0.99 * (1 - steps // 2 / (steps - 1)) ** 0.9, abs=1e-12)
+    assert polynomial(0.5, steps=1) == pytest.approx(0.5**0.9)
+
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),

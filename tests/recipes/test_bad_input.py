@@ -182,6 +182,14 @@ def test_typo(train: Command, ade: Path, argument: str, words: tuple[str, ...]) 
     refused(train(ade, argument), *words)
 
 
+@pytest.mark.parametrize("setting", ["loss.auxiliary=0.4", "model.auxiliary_head=true"])
+def test_auxiliary_head_and_weight_go_together(train: Command, ade: Path, setting: str) -> None:
+    answer = train(ade, setting)
+    assert answer.code == 2
+    assert "loss.auxiliary" in answer.err
+    assert "go together: the head needs a weight above 0" in answer.err
+
+
 def test_unknown_verb(deeplab: Command) -> None:
     refused(deeplab("trian"), "no verb 'trian'", "did you mean train")
 

@@ -8,9 +8,15 @@ from torch import Tensor
 from deeplab_recipes.data.transforms import MEAN, STD, Photometric
 
 
-def normalize(images: Tensor, *, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """(images - mean) / std for (B, 3, H, W) in levels of 0..255; uint8 becomes float32."""
-    images = images if images.is_floating_point() else images.float()
+def normalize(
+    images: Tensor,
+    *,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(images - mean) / std for (B, 3, H, W) in levels of 0..255; uint8 becomes `dtype`."""
+    images = images if images.is_floating_point() else images.to(dtype)
     shift = torch.tensor(mean, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     scale = torch.tensor(std, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     return (images - shift) / scale
@@ -34,6 +40,7 @@ def prepare(
     photometric: Photometric,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Turn a training batch (B, 3, H, W) uint8 into normalised floats; padding becomes exactly 0.
 
@@ -43,9 +50,10 @@ def prepare(
         colour: (B, 5) as `draw_colour` gives them.
         photometric: which original's arithmetic to use, or "none".
         mean, std: of the normalisation, in levels of 0..255.
+        dtype: of the result, and of the arithmetic.
     """
     mask = content_mask(content, *images.shape[-2:])
-    pixels = images.float()
+    pixels = images.to(dtype)
     if photometric == "square":
         pixels = blend_colours(pixels, colour, mask)
     elif photometric == "keep_ratio":

@@ -188,12 +188,13 @@ class SegmentationDataModule(pl.LightningDataModule):
             photometric=self.photometric,
             mean=self.mean,
             std=self.std,
+            dtype=self._dtype(),
         )
         return {"image": images, **{key: batch[key] for key in ("label", "index", "corrupt")}}
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise (B, 3, H, W) uint8 for the model."""
-        return normalize(images, mean=self.mean, std=self.std)
+        return normalize(images, mean=self.mean, std=self.std, dtype=self._dtype())
 
     def fingerprint(self) -> str:
         """Return a sha256 over classes and the names and sizes of all files of both parts."""
@@ -203,6 +204,10 @@ class SegmentationDataModule(pl.LightningDataModule):
                 for path in (pair.image, pair.label):
                     digest.update(f"{split}/{path.name}:{path.stat().st_size}\n".encode())
         return digest.hexdigest()
+
+    def _dtype(self) -> torch.dtype:
+        """The model's: float64 where that was asked for; autocast begins at float32."""
+        return self.trainer.lightning_module.dtype if self.trainer else torch.float32
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

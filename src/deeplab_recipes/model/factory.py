@@ -7,8 +7,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deeplab_recipes.model.backbones import Backbone, build_backbone
-from deeplab_recipes.model.heads import DECODER_CHANNELS, build_head
+from deeplab_recipes.model.backbones import Backbone, Features, build_backbone
+from deeplab_recipes.model.heads import DECODER_CHANNELS, build_auxiliary_head, build_head, init_weights
 from deeplab_recipes.model.initializers import apply_initializers
 from deeplab_recipes.model.weights import load_backbone_weights
 from deeplab_recipes.numerics import at_least_float32
@@ -17,7 +17,7 @@ MINIMUM_SIZE = 33
 
 
 class DeepLab(nn.Module):
-    """A backbone and a head.
+    """A backbone and a head, and in training perhaps an auxiliary head.
 
     Attributes:
         num_classes: channels of the logits.
@@ -25,13 +25,26 @@ class DeepLab(nn.Module):
         arguments: those with which :func:`build_deeplab` rebuilds this architecture; builtins, no weights.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, arguments: dict[str, Any], auxiliary_head: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.auxiliary_head = auxiliary_head
         self.num_classes: int = arguments["num_classes"]
         self.output_stride: int = arguments["output_stride"]
+        self.freeze_batchnorm: bool = arguments["freeze_batchnorm"]
         self.arguments = arguments
+        self.train()
+
+    def train(self, mode: bool = True) -> "DeepLab":
+        """Switch to training or evaluation; frozen batch norms stay in evaluation."""
+        super().train(mode)
+        for module in self.modules() if self.freeze_batchnorm else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, num_classes, H, W) for normalised float images (B, 3, H, W), H and W at least 33.
@@ -39,11 +52,29 @@ class DeepLab(nn.Module):
         Raises:
             ValueError: images of another kind, or too small; in training, one image where two are needed.
         """
+        return self._logits(self.head, self._features(images), images)
+
+    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits, and those of the auxiliary head, both as `forward`.
+
+        Raises:
+            ValueError: there is no auxiliary head; or as in `forward`.
+        """
+        if self.auxiliary_head is None:
+            raise ValueError("this model has no auxiliary head: build it with auxiliary_head=True")
+        features = self._features(images)
+        return self._logits(self.head, features, images), self._logits(self.auxiliary_head, features, images)
+
+    def _features(self, images: Tensor) -> Features:
         _check_images(images)
         if self.training and images.shape[0] == 1:
             self._check_single_image()
+        return self.backbone(images)
+
+    @staticmethod
+    def _logits(head: nn.Module, features: Features, images: Tensor) -> Tensor:
         # Autocast would resize 16-bit logits in 16 bits, whose rounding moves the borders between classes.
-        logits = at_least_float32(self.head(self.backbone(images)))
+        logits = at_least_float32(head(features))
         return interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
     def _check_single_image(self) -> None:
@@ -88,6 +119,8 @@ def build_deeplab(
     initializers: Sequence[str] = (),
     decoder_channels: int = DECODER_CHANNELS,
     width_multiplier: float = 1.0,
+    auxiliary_head: bool = False,
+    freeze_batchnorm: bool = False,
 ) -> DeepLab:
     """Build a DeepLab whose weights follow from torch's global random state.
 
@@ -102,10 +135,16 @@ def build_deeplab(
             output stride 8, (1, 6, 12, 18) at 16, (1, 3, 6, 9) at 32.
         aspp_channels: channels of each ASPP branch and of the decoder.
         dropout: probability of dropping a channel before the last convolution.
-        backbone_weights: none, imagenet1k_v1, imagenet1k_v2, a file, or ADDRESS#sha256=HEX (see ``weights``).
-        initializers: keys of ``initializers.INITIALIZERS``; with backbone weights they act on the head only.
+        backbone_weights: none, imagenet1k_v1, imagenet1k_v2 (a V1c: openmmlab), a file, or ADDRESS#sha256=HEX
+            (see ``weights``).
+        initializers: keys of ``initializers.INITIALIZERS``; with backbone weights they act on the head only. Where
+            there are none, the heads start as mmsegmentation's ``init_weights()`` leaves them; with some, as in
+            Composer, the last convolution keeps its constructor's draw but for what these set.
         decoder_channels: channels to which deeplabv3plus reduces the low-level features.
         width_multiplier: factor on mobilenet_v2's channels.
+        auxiliary_head: add mmsegmentation's FCN head on the middle features, for training.
+        freeze_batchnorm: normalise with the running statistics in training too, and leave these as they are; weights
+            and biases still learn.
 
     Raises:
         ValueError: an unknown name, a number out of range, or weights that do not fit.
@@ -124,8 +163,13 @@ def build_deeplab(
     classifier = build_head(head, num_classes, feature_channels=features.channels, **settings)
     names = {"num_classes": num_classes, "backbone": backbone, "head": head}
     untrained = {"backbone_weights": None, "initializers": []}
-    arguments = {**names, "width_multiplier": width_multiplier, **settings, **untrained}
-    model = DeepLab(features, classifier, arguments)
+    training = {"auxiliary_head": auxiliary_head, "freeze_batchnorm": freeze_batchnorm}
+    arguments = {**names, "width_multiplier": width_multiplier, **settings, **training, **untrained}
+    sizes = {"feature_channels": features.channels, "dropout": dropout}
+    auxiliary = build_auxiliary_head(num_classes, **sizes) if auxiliary_head else None
+    model = DeepLab(features, classifier, arguments, auxiliary)
+    for part in () if initializers else filter(None, (classifier, auxiliary)):
+        init_weights(part)
     # The weights come last and replace the whole backbone, so that the initializers then decide the head.
     apply_initializers(model, initializers)
     load_backbone_weights(model.backbone, backbone_weights, architecture=backbone)

@@ -1,7 +1,7 @@
 """Segmentation heads. The only module that imports mmsegmentation, and only when a head is built.
 
-A head is called with the backbone's two feature maps, low level first, and returns logits at its own
-resolution. A head that normalises a pooled 1 x 1 map calls that branch ``image_pool``.
+A head is called with the backbone's `Features` and returns logits at its own resolution. A head that normalises a
+pooled 1 x 1 map calls that branch ``image_pool``.
 """
 
 import warnings
@@ -20,16 +20,16 @@ def build_head(
     name: str,
     num_classes: int,
     *,
-    feature_channels: tuple[int, int],
+    feature_channels: tuple[int, int, int],
     output_stride: int = 8,
     aspp_dilations: Sequence[int] | None = None,
     aspp_channels: int = 512,
     dropout: float = 0.1,
     decoder_channels: int = DECODER_CHANNELS,
 ) -> nn.Module:
-    """Build a head, initialised as mmsegmentation's ``init_weights()`` does.
+    """Build a head with the weights that its constructor draws; see `init_weights`.
 
-    ``feature_channels`` are the backbone's, low level first; ``factory.build_deeplab`` explains the rest.
+    ``feature_channels`` are the backbone's; ``factory.build_deeplab`` explains the rest.
 
     Raises:
         ValueError: an unknown name, or a number that no head can have or that this head would ignore.
@@ -39,23 +39,52 @@ def build_head(
     dilations = tuple(DILATIONS[output_stride] if aspp_dilations is None else aspp_dilations)
     _check(num_classes, dilations, aspp_channels, dropout, decoder_channels)
     settings = {
-        "num_classes": num_classes,
-        "out_channels": num_classes,  # said outright, mmseg gives no advice about two classes
-        "in_channels": feature_channels[1],
+        **_common(num_classes, dropout),
+        "in_channels": feature_channels[-1],
         "channels": aspp_channels,
         "dilations": dilations,
+    }
+    return build(settings, feature_channels[0], decoder_channels)
+
+
+def build_auxiliary_head(
+    num_classes: int, *, feature_channels: tuple[int, int, int], dropout: float = 0.1
+) -> nn.Module:
+    """Build mmsegmentation's FCN head on the middle features, with which its models train: one 3x3 convolution.
+
+    Raises:
+        ImportError: mmsegmentation cannot be imported.
+    """
+    middle = feature_channels[1]
+    return _mmseg_heads().FCNHead(
+        **_common(num_classes, dropout),
+        in_channels=middle,
+        in_index=1,
+        channels=middle // 4,
+        num_convs=1,
+        concat_input=False,
+    )
+
+
+def init_weights(head: nn.Module) -> None:
+    """Draw the last convolution anew, in place, as mmsegmentation's method of that name does: N(0, 0.01), bias 0.
+
+    That method draws two more layers from the distribution that they have already, and logs a line for each parameter.
+    """
+    nn.init.normal_(head.conv_seg.weight, std=0.01)
+    nn.init.zeros_(head.conv_seg.bias)
+
+
+def _common(num_classes: int, dropout: float) -> dict[str, Any]:
+    return {
+        "num_classes": num_classes,
+        "out_channels": num_classes,  # said outright, mmseg gives no advice about two classes
         "dropout_ratio": dropout,
         "norm_cfg": {"type": "BN"},
         "align_corners": False,
         # Never called (losses.py is), but mmseg builds one, and warns about the default.
         "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
     }
-    head = build(settings, feature_channels[0], decoder_channels)
-    # What mmseg's init_weights() does, but for two layers it draws anew from the distribution that they have
-    # already, and the INFO line that it logs for each parameter.
-    nn.init.normal_(head.conv_seg.weight, std=0.01)
-    nn.init.zeros_(head.conv_seg.bias)
-    return head
 
 
 def _deeplabv3plus(settings: dict[str, Any], low_channels: int, decoder_channels: int) -> nn.Module:

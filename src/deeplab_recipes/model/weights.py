@@ -16,6 +16,12 @@ from deeplab_recipes.model.backbones import Backbone
 from deeplab_recipes.model.choices import did_you_mean
 
 ADDRESS_FORM = "ADDRESS#sha256=HEX"
+# torchvision has none with the deep stem; these are the ones that mmsegmentation's models start from.
+OPENMMLAB = "https://mmassets.onedl.ai/pretrain/third_party/"
+V1C_FILES = {
+    "resnet50_v1c": "resnet50_v1c-2cccc1ad.pth",
+    "resnet101_v1c": "resnet101_v1c-e67eebb6.pth",
+}
 
 
 def load_backbone_weights(backbone: Backbone, spec: str | None, *, architecture: str) -> None:
@@ -27,10 +33,10 @@ def load_backbone_weights(backbone: Backbone, spec: str | None, *, architecture:
 
     Args:
         backbone: the network to fill.
-        spec: None or "none" (nothing happens); a name of torchvision's, such as imagenet1k_v1; a file; or an
-            http, https or file address followed by ``#sha256=`` and its hash. What is fetched is kept in
-            torch.hub's checkpoint directory.
-        architecture: torchvision's name of the network.
+        spec: None or "none" (nothing happens); a name of torchvision's, such as imagenet1k_v1, or openmmlab for a
+            ResNet V1c; a file; or an http, https or file address followed by ``#sha256=`` and its hash. What is
+            fetched is kept in torch.hub's checkpoint directory.
+        architecture: the backbone's name.
 
     Raises:
         ValueError: an unknown name, a wrong hash, a file that is no checkpoint or does not fit the network.
@@ -45,7 +51,7 @@ def load_backbone_weights(backbone: Backbone, spec: str | None, *, architecture:
 def _locate(spec: str, architecture: str) -> Path:
     if re.match(r"(https?|file):", spec):
         return _fetch(*_split_address(spec))
-    published = {entry.name.lower(): entry.url for entry in get_model_weights(architecture)}
+    published = _published(architecture)
     if spec.lower() in published:
         url = published[spec.lower()]
         filename = Path(url).name  # resnet101-cd907fc2.pth: the digits are the start of its sha256
@@ -57,6 +63,12 @@ def _locate(spec: str, architecture: str) -> Path:
             f"{', '.join(published)}, FILE, {ADDRESS_FORM}{did_you_mean(spec, ['none', *published])}"
         )
     return path
+
+
+def _published(architecture: str) -> dict[str, str]:
+    if architecture in V1C_FILES:
+        return {"openmmlab": OPENMMLAB + V1C_FILES[architecture]}
+    return {entry.name.lower(): entry.url for entry in get_model_weights(architecture)}
 
 
 def _split_address(spec: str) -> tuple[str, str, str]:

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
-from deeplab_recipes.model.backbones.base import Backbone
+from deeplab_recipes.model.backbones.base import Backbone, Features
 from deeplab_recipes.model.backbones.mobilenet import MobileNetV2Backbone
 from deeplab_recipes.model.backbones.resnet import ResNetBackbone
 from deeplab_recipes.model.choices import choose
 
-__all__ = ["BACKBONES", "OUTPUT_STRIDES", "Backbone", "build_backbone"]
+__all__ = ["BACKBONES", "OUTPUT_STRIDES", "Backbone", "Features", "build_backbone"]
 
 OUTPUT_STRIDES = (8, 16, 32)
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -16,6 +16,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet34": partial(ResNetBackbone, "resnet34"),
     "resnet50": partial(ResNetBackbone, "resnet50"),
     "resnet101": partial(ResNetBackbone, "resnet101"),
+    "resnet50_v1c": partial(ResNetBackbone, "resnet50", deep_stem=True),
+    "resnet101_v1c": partial(ResNetBackbone, "resnet101", deep_stem=True),
     "mobilenet_v2": MobileNetV2Backbone,
 }
 

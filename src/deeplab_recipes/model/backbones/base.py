@@ -1,19 +1,34 @@
 """What every backbone promises, and the one rule that turns a classifier's strides into dilation."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """A backbone's feature maps (B, channels, H / stride, W / stride), sizes rounded up.
+
+    Attributes:
+        low: at stride 4, for the decoder.
+        middle: the end of the stage that reaches stride 16 in the classifier, for an auxiliary head.
+        high: the last, at the output stride.
+    """
+
+    low: Tensor
+    middle: Tensor
+    high: Tensor
 
 
 class Backbone(nn.Module):
-    """A feature extractor: images (B, 3, H, W) in, features at stride 4 and at the output stride out.
+    """A feature extractor: images (B, 3, H, W) in, `Features` out.
 
     Attributes:
-        channels: channels of the two feature maps, low level (stride 4) first.
+        channels: of the three feature maps.
         classifier_keys: how the keys of layers that only the ImageNet classifier has begin in its weights.
     """
 
-    channels: tuple[int, int]
+    channels: tuple[int, int, int]
     classifier_keys: tuple[str, ...] = ()
 
 

@@ -3,7 +3,7 @@
 import torchvision
 from torch import Tensor
 
-from deeplab_recipes.model.backbones.base import Backbone, dilate
+from deeplab_recipes.model.backbones.base import Backbone, Features, dilate
 
 LOW_LEVEL = 3  # the last block at stride 4: 24 channels at width 1.0
 STRIDE_16, STRIDE_32, LAST = 7, 14, 17  # the blocks that halve to these strides; the last inverted residual
@@ -12,9 +12,9 @@ STRIDE_16, STRIDE_32, LAST = 7, 14, 17  # the blocks that halve to these strides
 class MobileNetV2Backbone(Backbone):
     """torchvision's MobileNetV2 up to its last inverted residual; parameters keep torchvision's names.
 
-    Features are those of ``features.3`` (24 channels, stride 4) and ``features.17`` (320 channels), as in
-    TensorFlow DeepLab; the 1x1 convolution to 1280 channels behind it (``features.18``) serves the classifier
-    and is left out.
+    Features are those of ``features.3`` (24 channels, stride 4), ``features.13`` (96) and ``features.17`` (320), as in
+    TensorFlow DeepLab and mmsegmentation; the 1x1 convolution to 1280 channels behind it (``features.18``) serves the
+    classifier and is left out.
     """
 
     classifier_keys = ("features.18.", "classifier.")
@@ -26,9 +26,11 @@ class MobileNetV2Backbone(Backbone):
         network = torchvision.models.mobilenet_v2(width_mult=width_multiplier)
         self.features = network.features[: LAST + 1]
         dilate([self.features[STRIDE_16:STRIDE_32], self.features[STRIDE_32:]], output_stride)
-        self.channels = (self.features[LOW_LEVEL].out_channels, self.features[LAST].out_channels)
+        ends = (LOW_LEVEL, STRIDE_32 - 1, LAST)
+        self.channels = tuple(self.features[end].out_channels for end in ends)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features at stride 4 and at the output stride, sizes rounded up."""
+    def forward(self, images: Tensor) -> Features:
+        """Return the features."""
         low = self.features[: LOW_LEVEL + 1](images)
-        return low, self.features[LOW_LEVEL + 1 :](low)
+        middle = self.features[LOW_LEVEL + 1 : STRIDE_32](low)
+        return Features(low, middle, self.features[STRIDE_32:](middle))

@@ -39,17 +39,16 @@ def main(module: str, function: str, world_size: str, *arguments: str) -> None:
 
     task = getattr(importlib.import_module(module), function)
     torch.set_num_threads(1)
-    children = []
-    for rank in reversed(range(int(world_size))):
-        child = os.fork() if rank else 0
-        if child:
-            children.append(child)
-        else:
-            os.environ.update({"WORLD_SIZE": world_size, "NODE_RANK": "0", "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            if world_size == "1":
-                del os.environ["WORLD_SIZE"], os.environ["RANK"], os.environ["LOCAL_RANK"]
-            task(*arguments)
-            break
+    children: list[int] = []
+    rank = int(world_size) - 1
+    while rank and (child := os.fork()):  # the first process forks all the others
+        children.append(child)
+        rank -= 1
+    if rank:
+        children.clear()
+    if world_size != "1":
+        os.environ.update({"WORLD_SIZE": world_size, "NODE_RANK": "0", "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    task(*arguments)
     sys.exit(max((os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), default=0))
 
 

@@ -154,7 +154,10 @@ class Checkpoints(pl.Callback):
         self._earlier, self._started = 0.0, time.perf_counter()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and clear away what a killed process did not finish writing."""
+        if trainer.is_global_zero:
+            for unfinished in self.last.parent.glob(".*.part"):
+                unfinished.unlink()
         self._started = time.perf_counter()
 
     def seconds(self) -> float:
@@ -168,7 +171,7 @@ class Checkpoints(pl.Callback):
         if better:
             self.best_evaluation = dict(pl_module.evaluation)
         if trainer.state.fn == "fit":
-            self._save(trainer)
+            self.save(trainer)
         if better and trainer.is_global_zero:
             if trainer.state.fn != "fit":  # the end was saved before it was evaluated
                 self._note_best()
@@ -177,9 +180,10 @@ class Checkpoints(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end, where the last evaluation was earlier."""
         if self.saved_step != trainer.global_step:
-            self._save(trainer)
+            self.save(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write last.ckpt; all devices call it."""
         module = trainer.lightning_module
         values = [t.detach() for t in chain(module.parameters(), module.buffers()) if t.is_floating_point()]
         norms = torch._foreach_norm(values)

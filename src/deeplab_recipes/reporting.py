@@ -15,6 +15,7 @@ from tqdm import tqdm
 from deeplab_recipes.checkpoints import NonFiniteError
 
 FIELDS = ("epoch", "step", "seconds", "loss", "cross_entropy", "dice", "auxiliary", "lr", "images_per_second", "miou")
+PENDING = "pending_losses"  # key of what is not reported yet in a checkpoint
 QUIET_SECONDS = 15.0  # between lines where the output is a file, not a terminal
 
 
@@ -94,14 +95,34 @@ class Reporter(pl.Callback):
         if self.bar is not None:
             self.bar.close()
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the losses that were not reported yet: a resumed run writes the rows that this one would have."""
+        if self.losses:
+            names, table = self._collected(trainer)
+            checkpoint[PENDING] = {"names": names, "table": table}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take them back."""
+        if PENDING in checkpoint:
+            names, table = checkpoint[PENDING]["names"], checkpoint[PENDING]["table"].to(pl_module.device)
+            self.losses = [dict(zip(names, row, strict=True)) for row in table]
+
+    def _collected(self, trainer: pl.Trainer) -> tuple[list[str], Tensor]:
+        """Return the names of the losses, and a row of them for each step, the mean over devices."""
+        names = list(self.losses[0])
+        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.losses])
+        # One that is not finite on any device is so on all, which then stop together.
+        return names, trainer.strategy.reduce(table, reduce_op="mean").cpu()
+
     def flush(self, trainer: pl.Trainer) -> None:
         """Read the collected losses, stop at one that is not finite, and log their means."""
         if not self.losses:
             return
-        names = list(self.losses[0])
-        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.losses])
-        # The mean over devices; one that is not finite on any device is so on all, which then stop together.
-        table = trainer.strategy.reduce(table, reduce_op="mean").cpu()
+        names, table = self._collected(trainer)
         steps, self.losses = len(self.losses), []
         self._refuse_nonfinite(trainer, table[:, names.index("loss")])
         elapsed = time.perf_counter() - self._window
@@ -179,7 +200,8 @@ def _place(trainer: pl.Trainer) -> str:
 
 
 def _epoch(trainer: pl.Trainer) -> float:
-    return trainer.global_step / max(int(trainer.num_training_batches), 1)
+    per_epoch = trainer.num_training_batches
+    return trainer.global_step / max(per_epoch, 1) if math.isfinite(per_epoch) else 0.0  # nothing was trained yet
 
 
 def _keep_rows(path: Path, step: int) -> float:

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from deeplab_recipes import planning, record
 from deeplab_recipes.checkpoints import (
@@ -33,6 +34,7 @@ from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.module import SegmentationModule
 from deeplab_recipes.reporting import Reporter, class_table, clock
+from deeplab_recipes.signals import REQUEUE, StopOnSignal, Stopped
 from deeplab_recipes.trainer import TrainerSettings, keep_freed_memory
 
 PICTURE_WIDTH = 320  # smaller scenes are enlarged to about this in pictures
@@ -101,13 +103,14 @@ class Run:
             every=self.trainer.log_every,
             progress=self.trainer.progress,
         )
+        self.stopper = StopOnSignal(self.checkpoints.save, every=self.trainer.log_every)
         self.lightning = self._build_trainer()
         self.network = self._build_network()
 
     def _build_trainer(self) -> pl.Trainer:
         with quiet():
             return self.trainer.build(
-                callbacks=[self.reporter, self.checkpoints, *self.methods.values()],
+                callbacks=[self.reporter, self.checkpoints, *self.methods.values(), self.stopper],
                 loggers=[self.logger(save_dir=self.run_dir)] if self.logger else [],
                 steps_per_epoch=self.sampler.steps_per_epoch,
                 run_dir=self.run_dir,
@@ -203,6 +206,7 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
     Raises:
         FileExistsError: if `run_dir` holds a run and `resume` is None.
         ValueError: if the checkpoint does not fit.
+        Stopped: on SIGTERM, SIGUSR1 or Ctrl-C, after a checkpoint; see `signals.StopOnSignal`.
         FloatingPointError: when a loss is not finite; names the batch and the last good checkpoint.
         OSError: when a checkpoint cannot be written; the earlier one survives.
     """
@@ -219,7 +223,8 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         _fit(run, module, checkpoint)
     except BaseException as error:
         with suppress(OSError):  # on a full disk this fails too, and must not hide why
-            _write_record(run, {**result, "status": f"stopped: {type(error).__name__}: {error}"})
+            reason = str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
+            _write_record(run, {**result, "status": f"stopped: {reason}"})
         raise
     result.update(_closing_record(run, module))
     _write_record(run, result)
@@ -234,10 +239,13 @@ def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
     with quiet():
         try:
             trainer.fit(module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
+            if run.checkpoints.evaluated_step != trainer.global_step:
+                trainer.validate(module, datamodule=run.data, verbose=False)
         except NonFiniteError as error:
             raise FloatingPointError(_explain(run, error)) from None
-        if run.checkpoints.evaluated_step != trainer.global_step:
-            trainer.validate(module, datamodule=run.data, verbose=False)
+        except SIGTERMException:  # in that last evaluation, where `StopOnSignal` has no part
+            message = f"SIGTERM in the last evaluation; go on with run_dir={run.run_dir} resume=auto"
+            raise Stopped(REQUEUE if trainer.is_global_zero else 0, message) from None
 
 
 def _resume_from(run: Run, resume: str | Path | None) -> Path | None:

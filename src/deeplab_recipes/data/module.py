@@ -27,6 +27,7 @@ from deeplab_recipes.data.transforms import (
     Pipeline,
     TrainingTransform,
 )
+from deeplab_recipes.signals import leave_notices_to_parent
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -223,7 +224,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             dataset,
             sampler=sampler,
             num_workers=workers,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_worker,
             # The loader draws a number for its workers, how often depends on them; dropout must not notice.
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
@@ -240,9 +241,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         return min(8, max(1, cores // local_devices - spare))
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Workers share the cores as it is; OpenCV would start threads on all of them in each of them."""
     cv2.setNumThreads(0)
+    leave_notices_to_parent()
 
 
 def _require(setting: str, value: Any, valid: Sequence[str]) -> Any:

@@ -1,0 +1,117 @@
+"""Stopping on request: a cluster's notice or Ctrl-C ends a run after the step it is in, with a checkpoint."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
+INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
+NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """A run that was asked to stop and saved where it is.
+
+    Args:
+        code: exit code of the process.
+        message: what happened, and how to go on.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class StopOnSignal(pl.Callback):
+    """Saves and stops a run that gets SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C stops at once.
+
+    One device stops after the step it is in. Several have to stop after the same one: they ask each other every `every`
+    steps, and after each evaluation. An evaluation that is due is done first, since a resumed run would not repeat it.
+    Put it behind the callbacks that act on evaluations.
+
+    Args:
+        save: writes the checkpoint.
+        every: steps between the questions.
+
+    Raises:
+        Stopped: in training. The first process carries the exit code, REQUEUE or INTERRUPTED, the others 0: a launcher
+            that sees a process fail kills the rest.
+    """
+
+    def __init__(self, save: Callable[[pl.Trainer], None], *, every: int = 20) -> None:
+        self.save, self.every = save, every
+        self.received: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over from Lightning, which puts back at the end what was there before it."""
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            for notice in NOTICES:
+                signal.signal(notice, self._note)
+        # Lightning would exchange and read its own flag in every step, for which a GPU has to stand still.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here if asked, unless an evaluation or the end comes next."""
+        evaluation_is_due = trainer.global_step % int(trainer.val_check_batch) == 0
+        at_the_end = trainer.global_step >= trainer.estimated_stepping_batches
+        asks = trainer.world_size == 1 or trainer.global_step % self.every == 0
+        if asks and not evaluation_is_due and not at_the_end:
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop here if asked."""
+        if trainer.state.fn == "fit" and trainer.global_step < trainer.estimated_stepping_batches:
+            self._stop_if_asked(trainer)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signum
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        asked = self.received is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if not asked:
+            return
+        self.save(trainer)
+        name = signal.Signals(self.received or signal.SIGTERM).name
+        message = f"{name} after step {trainer.global_step}; go on with run_dir={trainer.default_root_dir} resume=auto"
+        if not trainer.is_global_zero:
+            raise Stopped(0, message)
+        print(f"stopped: {message}", file=sys.stderr)
+        raise Stopped(INTERRUPTED if name == "SIGINT" else REQUEUE, message)
+
+
+def _nothing() -> None:
+    pass
+
+
+def leave_notices_to_parent() -> None:
+    """Let a loader's worker live through a signal that the whole process group gets: its parent still needs batches.
+
+    SIGTERM from the parent itself ends it, as when an interpreter that exits takes its helpers along.
+    """
+    for notice in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(notice, signal.SIG_IGN)
+    # Only who waits for a blocked signal learns who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

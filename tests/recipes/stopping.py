@@ -1,0 +1,92 @@
+"""Ranks that train a small run, stop it by a signal or not, and go on with it; see test_stopping.py."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from small_run import built
+
+from deeplab_recipes.checkpoints import load_checkpoint
+from deeplab_recipes.signals import Stopped
+from deeplab_recipes.training import Run, train
+
+STEPS = 7  # in epochs of 3, evaluated after 2, 4, 6 and at the end
+LENGTH = ["trainer.max_epochs=3", f"trainer.max_steps={STEPS}", "trainer.evaluate_every=0.67", "trainer.log_every=3"]
+MANY_STEPS = 120
+SAVED_OFTEN = [*LENGTH, "trainer.max_epochs=40", f"trainer.max_steps={MANY_STEPS}", "trainer.evaluate_every=0.34"]
+
+
+class Watch(pl.Callback):
+    """Writes the samples of each step to a file, and sends this process a signal in a given step."""
+
+    def __init__(self, path: Path, *, signal_at: int | None = None, notice: int = signal.SIGTERM) -> None:
+        self.path, self.signal_at, self.notice = path, signal_at, notice
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
+        with self.path.open("a") as file:
+            print(trainer.global_step + 1, *batch["index"].tolist(), file=file)
+        if trainer.global_step + 1 == self.signal_at:
+            os.kill(os.getpid(), self.notice)
+
+
+def attempt(run: Run, *, signal_at: int | None = None, notice: int = signal.SIGTERM) -> int:
+    """Train or go on; returns the exit code that the process would have."""
+    rank = os.environ.get("RANK", "0")
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    mine = signal_at if rank == "0" else None  # the others hear of it from the first
+    run.lightning.callbacks.insert(0, Watch(run.run_dir / f"samples.{rank}", signal_at=mine, notice=notice))
+    try:
+        train(run, resume="auto")
+    except Stopped as stop:
+        return stop.code
+    return 0
+
+
+def stop_and_go_on(root: str, folder: str, workers: str, world_size: str, *stops: str) -> None:
+    """Train once without a stop and once for each of `stops` with one; leaves exit codes beside the runs."""
+    settings = [*LENGTH, f"data.workers={workers}", f"trainer.devices={world_size}"]
+    torch.set_num_threads(1)
+    attempt(built(root, Path(folder) / "whole", *settings))
+    for stop in stops:
+        run_dir = Path(folder) / f"stopped_{stop}"
+        first = attempt(built(root, run_dir, *settings), signal_at=int(stop))
+        second = attempt(built(root, run_dir, *settings))
+        (run_dir / f"codes.{os.environ.get('RANK', '0')}").write_text(f"{first} {second}")
+
+
+def train_whole(root: str, run_dir: str) -> None:
+    attempt(built(root, run_dir, *SAVED_OFTEN))
+
+
+def kill_and_go_on(root: str, run_dir: str, kills: str) -> None:
+    """Go on with a run as often as it is killed, and then to its end; prints where each kill left it."""
+    rng, left, torn = random.Random(0), [], 0
+    for _ in range(int(kills)):
+        child = os.fork()
+        if child == 0:
+            attempt(built(root, run_dir, *SAVED_OFTEN))
+            os._exit(1)  # too early: the kill was to come first
+        wait_for_steps(Path(run_dir) / "samples.0", rng.randint(1, 6))
+        time.sleep(rng.uniform(0, 0.4))
+        os.kill(child, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        folder = Path(run_dir) / "checkpoints"
+        torn += any(folder.glob(".*.part"))
+        newest = folder / "last.ckpt"
+        left.append(load_checkpoint(newest)["global_step"] if newest.exists() else 0)
+    attempt(built(root, run_dir, *SAVED_OFTEN))
+    print("killed after steps", *left, "of them while writing:", torn)
+
+
+def wait_for_steps(samples: Path, count: int) -> None:
+    def begun() -> int:
+        return len(samples.read_text().splitlines()) if samples.exists() else 0
+
+    before = begun()
+    while begun() < before + count:
+        time.sleep(0.005)

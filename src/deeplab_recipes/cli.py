@@ -4,6 +4,7 @@ Nothing heavy is imported before the settings are composed, so that --help and -
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -17,6 +18,7 @@ from deeplab_recipes import config
 # MisconfigurationException is Lightning's, OutOfMemoryError torch's; by name, since neither is imported here.
 ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 ERROR_NAMES = ("MisconfigurationException", "OutOfMemoryError")
+PEER_LOST = re.compile("Connection (closed|reset) by peer|NCCL|remote process exited")  # of torch.distributed
 RUN_DIR = "DEEPLAB_RUN_DIR"  # how the first process of a node tells the others where the run goes
 
 
@@ -161,13 +163,21 @@ def _report_errors(action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:
+        if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
+            sys.exit(f"{_rank()}stopped, because another process of this run did; its own message says why")
         if not isinstance(error, ERRORS) and type(error).__name__ not in ERROR_NAMES:
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"{_rank()}error: {_message(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; go on with run_dir=... resume=auto", file=sys.stderr)
         sys.exit(130)
+
+
+def _rank() -> str:
+    """Name this process where there are several."""
+    rank = next((os.environ[key] for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if key in os.environ), None)
+    return "" if rank is None else f"[rank {rank}] "
 
 
 def _message(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
+GRACE_SECONDS = 3.0  # in which the others may fail by themselves and say why
 NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -97,6 +99,21 @@ class StopOnSignal(pl.Callback):
 
 def _nothing() -> None:
     pass
+
+
+def end_launched_processes(trainer: pl.Trainer) -> None:
+    """End the processes that Lightning started for the other devices, once this one has failed.
+
+    They may be waiting for it in a collective, where nothing else would ever reach them.
+    """
+    launched = getattr(trainer.strategy.launcher, "procs", [])
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(process.poll() is None for process in launched) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for process in launched:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def leave_notices_to_parent() -> None:

@@ -34,7 +34,7 @@ from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.module import SegmentationModule
 from deeplab_recipes.reporting import Reporter, class_table, clock
-from deeplab_recipes.signals import REQUEUE, StopOnSignal, Stopped
+from deeplab_recipes.signals import REQUEUE, StopOnSignal, Stopped, end_launched_processes
 from deeplab_recipes.trainer import TrainerSettings, keep_freed_memory
 
 PICTURE_WIDTH = 320  # smaller scenes are enlarged to about this in pictures
@@ -225,6 +225,8 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         with suppress(OSError):  # on a full disk this fails too, and must not hide why
             reason = str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
             _write_record(run, {**result, "status": f"stopped: {reason}"})
+        if not isinstance(error, Stopped):
+            end_launched_processes(run.lightning)
         raise
     result.update(_closing_record(run, module))
     _write_record(run, result)

@@ -51,3 +51,20 @@ def evaluate(root: str, folder: str, world_size: str) -> None:
             run.lightning.validate(module, datamodule=run.data, verbose=False)
         counted[images] = {"evaluation": module.evaluation, "pixels": module.miou.confusion}
     torch.save(counted, Path(folder) / f"{world_size}_{os.environ.get('RANK', '0')}.pt")
+
+
+def train_synchronised(root: str, folder: str, world_size: str, accelerator: str) -> None:
+    """Train with batch norm in training mode; two processes take the same device, as two machines with one each."""
+    rank = os.environ.get("RANK", "0")
+    if "RANK" in os.environ:
+        os.environ.update({"NODE_RANK": rank, "LOCAL_RANK": "0"})
+    settings = [*EXACT, "model.freeze_batchnorm=false", f"trainer.accelerator={accelerator}", "trainer.devices=1"]
+    run = built(root, Path(folder) / "run", *settings, f"trainer.num_nodes={world_size}", "batch_size=8")
+    run.run_dir.mkdir(exist_ok=True)
+    if world_size == "2":
+        run.lightning.strategy._process_group_backend = "gloo"  # NCCL takes one process per device only
+    with quiet():
+        run.lightning.fit(run.module(), datamodule=run.data)
+    kept = {"weights": [value.cpu() for value in run.network.state_dict().values()], "bn_batch": run.split.bn_batch}
+    kept["notes"] = run.notes()
+    torch.save(kept, Path(folder) / f"{world_size}_{rank}.pt")

@@ -55,7 +55,9 @@ class StopOnSignal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over from Lightning, which puts back at the end what was there before it."""
-        self.received = None
+        lightnings = trainer._signal_connector
+        # What came before the first step, Lightning noted: it would stop after that step, and save nothing.
+        self.received, lightnings.received_sigterm = signal.SIGTERM if lightnings.received_sigterm else None, False
         if threading.current_thread() is threading.main_thread():
             for notice in NOTICES:
                 signal.signal(notice, self._note)

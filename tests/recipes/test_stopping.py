@@ -115,3 +115,10 @@ def test_twenty_kills_at_random_moments(tiny_sets, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "killed", stopping.MANY_STEPS)
     left = {path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()}
     assert left == {"best.ckpt", "last.ckpt"}  # nothing half-written stays behind
+
+
+def test_sigterm_before_the_first_step_saves_too(tiny_sets, tmp_path):
+    printed = forked.run("stopping", "stop_before_the_first_step", 1, tiny_sets["ADE20k"], tmp_path / "run")
+    assert "stopped: SIGTERM after step 1; go on" in printed
+    assert "code 75" in printed
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

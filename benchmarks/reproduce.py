@@ -265,7 +265,17 @@ def summary_rows(runs: Sequence[Run]) -> list[str]:
     rows = [f"| {name} | {spread(last)} | {spread(best)} | | {minutes:.1f} | {rate:.1f} | | |"]
     if last.margin is not None:
         rows.append(f"| 95 % t-interval of the mean | {interval(last)} | {interval(best)} | | | | | |")
+    if published := published_number(runs[0]):
+        rows.append(f"| published ({runs[0].result['published']['protocol']}) | {published} | | | | | | |")
     return rows
+
+
+def published_number(run: Run) -> str:
+    """Return "45.764 ± 0.29", or nothing."""
+    published = run.result["published"] or {}
+    if published.get("miou") is None:
+        return ""
+    return f"{published['miou']}" + (f" ± {published['miou_std']}" if published["miou_std"] else "")
 
 
 def mious(runs: Sequence[Run], checkpoint: str) -> list[float]:
@@ -281,13 +291,11 @@ def interval(summary: Summary) -> str:
 
 
 def published_line(run: Run) -> str:
-    published = run.result["published"] or {}
-    if published.get("miou") is None:
+    if not published_number(run):
         return "Nothing is published for this recipe."
-    deviation = f" ± {published['miou_std']}" if published["miou_std"] else ""
+    published = run.result["published"]
     where = [f"{published[key]}{unit}" for key, unit in (("hardware", ""), ("hours", " h")) if published[key]]
-    source = ", ".join([published["source"], *where])
-    return f"Published: {published['miou']}{deviation} mIoU, protocol {published['protocol']} ({source})."
+    return f"Published: {', '.join([published['source'], *where])}."
 
 
 def deviation_lines(runs: Sequence[Run]) -> list[str]:
@@ -381,9 +389,11 @@ def with_row(text: str, recipe: str, change: Callable[[str], str]) -> str:
 
 def write(recipe: str, runs: Sequence[Run], text: str, *, table: Path = TABLE, results: Path = RESULTS) -> Path:
     """Write the results file and the row that leads to it; returns the file."""
-    file = results / f"{date.today()}_reproduce_{recipe}.md"
     before = table.read_text()
     words = qualifiers(composed(recipe), runs[0].settings, row_of(before, recipe)[2][-2])
+    # Runs with other settings have a file of their own: the row may lead to both.
+    name = re.sub(r"\W+", "_", "_".join([f"reproduce_{recipe}", *words])).strip("_")
+    file = results / f"{date.today()}_{name}.md"
     new = entry(runs, words, f"../benchmarks/results/{file.name}")
     table.write_text(with_row(before, recipe, lambda cell: merged(cell, new)))
     file.write_text(f"# {recipe} over seeds\n\n{text}\n\nPrinted by `python benchmarks/reproduce.py {recipe}`.\n")

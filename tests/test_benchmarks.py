@@ -111,7 +111,8 @@ def test_what_was_published_and_what_differs_are_printed(finished):
     deviations = ["trainer.max_epochs: 128 -> 2", "model.backbone_weights: imagenet1k_v2 -> /home/me/w.pth"]
     folder = finished(17, *overrides, recipe="ade20k_composer", protocol="square", deviations=deviations)
     text = reproduce.report("ade20k_composer", [reproduce.read_run(folder)])
-    assert "Published: 45.764 ± 0.29 mIoU, protocol square (Composer model card, DeepLabv3+, 8 x A100, 4.67 h)." in text
+    assert "| published (square) | 45.764 ± 0.29 |" in text
+    assert "Published: Composer model card, DeepLabv3+, 8 x A100, 4.67 h." in text
     assert "- trainer.max_epochs: 128 -> 2\n- model.backbone_weights: imagenet1k_v2 -> w.pth" in text
     assert "data.root=ade" in text
     assert "/home" not in text
@@ -158,6 +159,7 @@ def test_a_shorter_schedule_stands_beside_the_number(finished, places):
         file = reproduce.write("camvid_mobilenet_v2", runs, "", **places)
         new = f"[{miou + 17.5:.2f} ± 0.71](../benchmarks/results/{file.name}) (2 seeds, 8 of 22 epochs)"
         assert cell(places["table"], "camvid_mobilenet_v2").split("; ") == [before, new]
+        assert file.name.endswith("_reproduce_camvid_mobilenet_v2_8_of_22_epochs.md")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class Contestant:
 def contestants(device: str, *, compiled: bool) -> list[Contestant]:
     gpu = device == "cuda"
     auto = {v: k for k, v in LIGHTNING.items()}[_trainer_settings(device).resolved_precision()]
-    ours = Contestant("ours", "ours", auto, channels_last=True, fused=True, keep_memory=not gpu)
+    ours = Contestant("ours", "ours", auto, channels_last=True, keep_memory=not gpu)
     amp, best = "fp16" if gpu else auto, {"precision": auto, "channels_last": True, "cudnn_benchmark": gpu}
     rows = [
         ours,
@@ -103,8 +103,8 @@ def contestants(device: str, *, compiled: bool) -> list[Contestant]:
         Contestant("torchvision deeplabv3 (another net: no decoder)", "torchvision"),
         Contestant("torchvision deeplabv3, best", "torchvision", **best),
         replace(ours, name="ours without Lightning: a plain loop, all else the same", peer="same", variation=True),
-        replace(ours, name="ours, SGD not fused", fused=False, variation=True),
-        replace(ours, name="ours, DecoupledSGDW", fused=False, decoupled=True, variation=True),
+        replace(ours, name="ours, fused SGD", fused=True, variation=True),
+        replace(ours, name="ours, DecoupledSGDW", decoupled=True, variation=True),
     ]
     if gpu:
         rows.append(replace(ours, name="ours, cudnn.benchmark", cudnn_benchmark=True, variation=True))
@@ -188,7 +188,7 @@ PEERS: dict[str, Callable[[Size], tuple[nn.Module, Loss]]] = {
     "smp": smp,
     "torchvision": torchvision,
 }
-MODULES = {"mmseg": ("mmseg", "mmseg.models.segmentors"), "smp": ("segmentation_models_pytorch",)}
+MODULES = {"mmseg": ("mmseg.models.segmentors",), "smp": ("segmentation_models_pytorch",)}
 
 
 # The loops: each calls `tick` before every step
@@ -411,7 +411,7 @@ class Worker:
     def __init__(self, contestant: Contestant, size: Size) -> None:
         self.contestant, self.size = contestant, size
         context = multiprocessing.get_context("forkserver")  # imports once; CUDA is not started in the server
-        context.set_forkserver_preload(["__main__"])
+        context.set_forkserver_preload(["__main__", *itertools.chain(*MODULES.values())])
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, contestant, size), daemon=True)
         self.process.start()
@@ -574,7 +574,7 @@ def check_losses(size: Size, row: Contestant, steps: int = 50) -> str:
     curves = {}
     for name, precision in (("float32", "float32"), ("autocast", row.precision)):
         model.load_state_dict(start)
-        curves[name] = plain_curve(replace(row, precision=precision, fused=False), size, model, batches, steps)
+        curves[name] = plain_curve(replace(row, precision=precision), size, model, batches, steps)
     model.load_state_dict(start)
     curves["ours"] = our_curve(row, size, model, batches, steps)
     return verdict(curves, row)

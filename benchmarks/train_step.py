@@ -47,7 +47,6 @@ from deeplab_recipes.training import quiet
 IGNORE, FOREVER = 255, 10**6
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 EQUAL_WORK = 0.03  # nets whose FLOPs differ by less do equal work
-PAYS = 1.01  # a variation is kept above this ratio
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LIGHTNING = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 INSTALL = {
@@ -325,6 +324,8 @@ def serve(connection: Connection, contestant: Contestant, size: Size) -> None:
         turns = Turns(connection, size)
         run = {"ours": run_ours, "matmul": run_matmul}.get(contestant.peer, run_plain)
         run(contestant, size, make_batch(size), turns.start, turns.tick)
+    except (EOFError, ConnectionError):
+        return  # the main process has seen enough
     except Exception as error:  # whatever keeps a peer from running belongs into its row
         connection.send({"error": _reason(error), "memory": isinstance(error, torch.OutOfMemoryError)})
 
@@ -410,14 +411,15 @@ class Worker:
 
     def __init__(self, contestant: Contestant, size: Size) -> None:
         self.contestant, self.size = contestant, size
-        context = multiprocessing.get_context("forkserver")  # imports once; CUDA is not started in the server
+        # The server imports once for all; but a fork of a process that may have asked CUDA something cannot use it.
+        context = multiprocessing.get_context("spawn" if size.device == "cuda" else "forkserver")
         context.set_forkserver_preload(["__main__", *itertools.chain(*MODULES.values())])
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, contestant, size), daemon=True)
         self.process.start()
         theirs.close()
         self.seconds: list[float] = []
-        self.memory, self.flops, self.error, self.out_of_memory = 0, 0, "", False
+        self.peak, self.flops, self.error, self.out_of_memory = 0, 0, "", False
         self.flops = self._receive().get("flops", 0)
         self.turn()  # warm up
         self.seconds.clear()
@@ -430,7 +432,7 @@ class Worker:
         answer = self._receive()
         if "seconds" in answer:
             self.seconds.append(answer["seconds"])
-            self.memory = answer["memory"]
+            self.peak = answer["memory"]
 
     def _receive(self) -> dict[str, Any]:
         try:
@@ -442,18 +444,19 @@ class Worker:
         return answer
 
     def end(self) -> None:
-        """End it."""
+        """End it: it sees the closed connection, and tidies up."""
+        self.connection.close()
+        self.process.join(20)
         self.process.kill()
-        self.process.join()
 
 
-def measure(rows: list[Contestant], size: Size, rounds: int) -> list[Worker]:
-    """Let all take turns; return them with their times."""
+def measure(rows: list[Contestant], size: Size, rounds: int, *, fit: bool = False) -> list[Worker]:
+    """Let all take turns; return them with their times. With `fit`, stop where the first does not fit into memory."""
     workers = []
     try:
         for row in rows:
             workers.append(Worker(row, size))
-            if workers[-1].out_of_memory:
+            if fit and workers[-1].out_of_memory:
                 return workers
             print(f"  {workers[-1].error or 'ready'}: {row.name}", flush=True)
         for number in range(rounds):
@@ -469,8 +472,8 @@ def measure(rows: list[Contestant], size: Size, rounds: int) -> list[Worker]:
 def measure_fitting(rows: list[Contestant], size: Size, rounds: int) -> list[Worker]:
     """Halve the batch until everyone's step fits into the device's memory."""
     while True:
-        workers = measure(rows, size, rounds)
-        if not any(w.out_of_memory for w in workers) or size.batch <= 2:
+        workers = measure(rows, size, rounds, fit=size.batch > 2)
+        if size.batch <= 2 or not any(w.out_of_memory for w in workers):
             return workers
         size = replace(size, batch=size.batch // 2)
         print(f"  out of memory: again with batch {size.batch}", flush=True)
@@ -481,6 +484,8 @@ def measure_fitting(rows: list[Contestant], size: Size, rounds: int) -> list[Wor
 
 def table(workers: list[Worker], size: Size, rounds: int) -> str:
     ours, matmul = workers[0], workers[-1]
+    if ours.error or matmul.error:
+        raise SystemExit(f"nothing to compare with: {ours.error or matmul.error}")
     rate = matmul.flops / statistics.median(matmul.seconds)
     peers = [peer_row(w, ours, rate) for w in workers[:-1] if not w.contestant.variation]
     variations = [variation_row(w, ours) for w in workers[:-1] if w.contestant.variation]
@@ -488,12 +493,12 @@ def table(workers: list[Worker], size: Size, rounds: int) -> str:
         [
             heading(size, rounds, rate),
             "",
-            "| step | layout | precision | GFLOP forward per image | images/s, median (range) | "
-            "ours is faster by | per FLOP | share of the matrix rate | peak memory |",
+            "| step | layout | precision | GFLOP forward per image | images/s, median (quartiles) | "
+            "ours is faster by (quartiles) | per FLOP | share of the matrix rate | peak memory |",
             "|---|---|---|---|---|---|---|---|---|",
             *peers,
             "",
-            "| variation of ours | images/s, median (range) | faster than ours by (range) | pays | peak memory |",
+            "| variation of ours | images/s, median (quartiles) | faster by (quartiles) | pays | peak memory |",
             "|---|---|---|---|---|",
             *variations,
         ]
@@ -543,23 +548,28 @@ def variation_row(worker: Worker, ours: Worker) -> str:
     if worker.error:
         return f"| {worker.contestant.name} | {worker.error} | - | - | - |"
     ratios = [mine / theirs for theirs, mine in zip(worker.seconds, ours.seconds, strict=True)]
-    pays = "yes" if statistics.median(ratios) > PAYS else "no"
+    pays = "yes" if quartiles(ratios)[0] > 1 else "no"  # faster in three rounds of four
     name = worker.contestant.name
     return f"| {name} | {images_per_second(worker)} | {spread(ratios)} | {pays} | {memory(worker)} |"
 
 
 def images_per_second(worker: Worker) -> str:
-    rates = [worker.size.batch / s for s in worker.seconds]
-    digits = 3 if max(rates) < 10 else 1
-    return f"{statistics.median(rates):.{digits}f} ({min(rates):.{digits}f} to {max(rates):.{digits}f})"
+    low, middle, high = quartiles([worker.size.batch / s for s in worker.seconds])
+    digits = 3 if high < 10 else 1
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    low, middle, high = quartiles(ratios)
+    return f"{middle:.3f} ({low:.2f} to {high:.2f})"
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
 
 
 def memory(worker: Worker) -> str:
-    return f"{worker.memory / 1e9:.2f} GB" if worker.memory > 0 else "-"
+    return f"{worker.peak / 1e9:.2f} GB" if worker.peak > 0 else "-"
 
 
 # Equal in result
@@ -627,7 +637,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10 if gpu else 2, help="of a turn")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compile", action="store_true", default=gpu, help="a row with torch.compile (GPU: always)")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="rows of ours, same, mmseg, ...")
     parser.add_argument("--check-losses", action="store_true")
@@ -637,7 +647,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # read when the contestants' processes start
+    # Read when the contestants' processes start.
+    os.environ.update(OMP_NUM_THREADS=str(given.threads), PYTHONWARNINGS="ignore")
     torch.set_num_threads(given.threads)
     batch = given.batch or (16 if given.device == "cuda" else 2)
     sizes = (given.backbone, given.crop, batch, given.output_stride, given.classes, given.threads)

@@ -17,9 +17,13 @@ def normalize(
 ) -> Tensor:
     """(images - mean) / std for (B, 3, H, W) in levels of 0..255; uint8 becomes `dtype`."""
     images = images if images.is_floating_point() else images.to(dtype)
-    shift = torch.tensor(mean, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    scale = torch.tensor(std, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    return (images - shift) / scale
+    return (images - _per_channel(mean, images)) / _per_channel(std, images)
+
+
+def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
+    """Return (1, 3, 1, 1), filled on the images' device: a GPU would have the host wait for a copy of a list."""
+    filled = [torch.full((1, 1), value, dtype=images.dtype, device=images.device) for value in values]
+    return torch.stack(filled).unsqueeze(0)
 
 
 def content_mask(content: Tensor, height: int, width: int) -> Tensor:

@@ -21,6 +21,7 @@ from deeplab_recipes import config
 ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 ERROR_NAMES = ("MisconfigurationException", "OutOfMemoryError")
 RUN_DIR = "DEEPLAB_RUN_DIR"  # how the first process of a node tells the others where the run goes
+MULTIRUN = ("-m", "--multirun")
 SWEEPS: list[Path] = []  # the folder of the sweep that this command began, if any: see `SweepReport`
 
 
@@ -31,6 +32,7 @@ def main(verb: str | None = None) -> None:
         if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
             sys.exit(_usage(sys.argv[1:2]))
         verb = sys.argv.pop(1)
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra takes -m at the start only
     folder = str(config.yamls_folder())
     _refuse_typos(folder, verb, sys.argv[1:])
 
@@ -88,6 +90,8 @@ def _trial(settings: DictConfig) -> float | None:
         write_json(folder / NOTE, {**note, "error": str(error).strip() or type(error).__name__})
         return None
     finally:
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # its logger would go on with this trial's run in the next
         gc.collect()  # the next trial needs this one's memory
 
 
@@ -153,7 +157,7 @@ def _usage(given: Sequence[str]) -> str:
 
 def _refuse_typos(folder: str, verb: str, arguments: Sequence[str]) -> None:
     """Compose to find an unknown key or group, which Hydra reports without saying what it might have been."""
-    overrides = [a for a in arguments if a not in ("-m", "--multirun")]
+    overrides = [a for a in arguments if a not in MULTIRUN]
     if any(a.startswith("-") for a in overrides):
         return
     from hydra import compose, initialize_config_dir
@@ -167,6 +171,8 @@ def _refuse_typos(folder: str, verb: str, arguments: Sequence[str]) -> None:
         except HydraException as error:
             recipe = [o for o in overrides if o.startswith("+recipe=")]
             text = f"{error}\n{error.__cause__ or ''}"
+            if "hydra/launcher/submitit" in text:
+                sys.exit(f"error: {config.missing_extra('hydra-submitit-launcher', 'slurm')}")
             sys.exit(f"error: {config.explain_override(text, _known(verb, recipe), _options(folder))}")
     _refuse_stray_sweep(parsed, hydra, many=overrides != list(arguments) or str(hydra.mode) == "RunMode.MULTIRUN")
 

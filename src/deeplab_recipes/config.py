@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -47,7 +48,7 @@ def locate(target: str) -> Callable[..., Any]:
     try:
         return getattr(import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        if package in EXTRAS and getattr(error, "name", None) == package:
+        if package in EXTRAS and find_spec(package) is None:
             raise ImportError(missing_extra(package, EXTRAS[package])) from None
         raise ValueError(f"_target_ {target} does not exist ({error})") from None
 

@@ -221,7 +221,9 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
     _write_record(run, result, settings)
     for note in run.notes() if run.lightning.is_global_zero and run.trainer.progress else ():
         print(f"note: {note}", file=sys.stderr)
-    if not run.trainer.on_gpu():
+    if run.trainer.on_gpu():
+        torch.cuda.reset_peak_memory_stats()  # of an earlier trial in this process
+    else:
         keep_freed_memory()
     try:
         _fit(run, module, checkpoint)

@@ -201,7 +201,7 @@ def draw(trials: Sequence[Trial], path: str | Path) -> None:
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path)
 
 
@@ -211,8 +211,7 @@ def _places(axes: "Axes", trials: Sequence[Trial]) -> dict[int, float]:
     numbers = [_as_number(trial.overrides.get(keys[0], "")) for trial in trials] if len(keys) == 1 else [None]
     if None not in numbers:
         axes.set_xlabel(keys[0])
-        if min(numbers) > 0:
-            axes.set_xscale("log")
+        _scale(axes, min(numbers), max(numbers))
         return {trial.number: number for trial, number in zip(trials, numbers, strict=True)}
     shown = keys or differing(trials)
     labels = {trial.number: "\n".join(_shown(trial.overrides.get(key, "-")) for key in shown) for trial in trials}
@@ -225,11 +224,28 @@ def _places(axes: "Axes", trials: Sequence[Trial]) -> dict[int, float]:
     return {number: ticks[label] for number, label in labels.items()}
 
 
+def _scale(axes: "Axes", low: float, high: float) -> None:
+    """Make room for values from low to high, on a logarithmic axis where they have logarithms."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if low > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        margin = (high / low) ** 0.06
+        axes.set_xlim(low / margin, high * margin)
+    else:
+        margin = 0.06 * (high - low)
+        axes.set_xlim(low - margin, high + margin)
+
+
 def _draw_trials(axes: "Axes", trials: Sequence[Trial], places: Mapping[int, float]) -> None:
     for status, colour, face in (("finished", FINISHED, FINISHED), ("pruned", PRUNED, "none")):
         points = [(places[t.number], t.last) for t in trials if t.status == status and t.last is not None]
         if points:
-            axes.scatter(*zip(*points, strict=True), color=colour, facecolors=face, label=status, zorder=3)
+            places_and_mious = zip(*points, strict=True)
+            axes.scatter(*places_and_mious, edgecolors=colour, facecolors=face, label=status, zorder=3, alpha=0.7)
     lost = [places[t.number] for t in trials if t.status == "failed"]
     if lost:  # they have no mIoU: on the lower edge
         edge = axes.get_xaxis_transform()
@@ -245,5 +261,5 @@ def _draw_means(axes: "Axes", trials: Sequence[Trial], places: Mapping[int, floa
             continue
         same = (t for t in trials if all(t.overrides.get(k, "") == v for k, v in row.settings.items()))
         place = places[next(same).number]
-        axes.errorbar(place, row.mean, row.std, color=MEAN, marker="_", markersize=16, capsize=5, label=label)
+        axes.errorbar(place, row.mean, row.std, color=MEAN, marker="D", capsize=6, label=label, zorder=4)
         label = None

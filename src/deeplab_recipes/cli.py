@@ -5,6 +5,7 @@ Nothing heavy is imported before the settings are composed, so that --help and -
 
 import gc
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -202,7 +203,9 @@ def _values(override: Any) -> list[str]:
 
 
 def _refuse_stray_sweep(parsed: Sequence[Any], hydra: DictConfig, *, many: bool) -> None:
-    """Several values need -m, an interval a search."""
+    """Several values need -m, an interval a search, and SLURM's launcher SLURM."""
+    if hydra.launcher._target_.endswith("SlurmLauncher") and shutil.which("srun") is None:
+        sys.exit("error: launcher=slurm finds no srun here; start it where jobs are submitted, or leave launcher out")
     for override in parsed:
         if override.is_sweep_override() and not many:
             sys.exit(f"error: {override.input_line} names several values; -m runs a trial with each, in one sweep")

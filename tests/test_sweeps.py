@@ -170,7 +170,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_says_so(train: Command, tmp_pa
     made = study_with_good_trials(str(tmp_path / "s.journal"))
     number = made.ask().number
     trial = (
-        "trial={_target_:deeplab_recipes.sweeping.PruneTrial,storage:s.journal,study_name:s,"
+        "trial={_target_:deeplab_recipes.sweeping.pruning.PruneTrial,storage:s.journal,study_name:s,"
         "pruner:{_target_:optuna.pruners.MedianPruner,n_startup_trials:1},number:%d}"
     )
     answer = train(trial % number, "run_dir=run")

@@ -75,12 +75,14 @@ def _trial(settings: DictConfig) -> float | None:
     from deeplab_recipes.sweeping.report import NOTE
 
     job = HydraConfig.get()
-    overrides, number = list(job.overrides.task), settings.trial.number if settings.trial else job.job.num
+    overrides, searched = list(job.overrides.task), isinstance(settings.trial, DictConfig)
+    number = settings.trial.number if searched else job.job.num
     folder = Path(job.runtime.output_dir)
     _refuse_sweep(settings, folder / NOTE)
     note = {"number": number, "overrides": overrides, "run_dir": os.path.abspath(settings.run_dir or folder)}
     write_json(folder / NOTE, note)
-    chosen = [o for o in overrides if o not in sys.argv and not o.startswith(("sweep.", "trial."))]
+    given = {word.lower() for word in sys.argv}  # Hydra writes false as False
+    chosen = [o for o in overrides if o.lower() not in given and not o.startswith(("sweep.", "trial."))]
     print(f"trial {number}: {' '.join(chosen)}", file=sys.stderr)
     try:
         return train(settings)

@@ -33,7 +33,7 @@ from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.module import SegmentationModule
 from deeplab_recipes.reporting import Reporter, class_table, clock
-from deeplab_recipes.sweeping import PruneTrial
+from deeplab_recipes.sweeping.pruning import PruneTrial
 from deeplab_recipes.trainer import TrainerSettings, keep_freed_memory
 
 PICTURE_WIDTH = 320  # smaller scenes are enlarged to about this in pictures

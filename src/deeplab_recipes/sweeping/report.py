@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NOTE = "trial.json"  # in a trial's folder: number, overrides, run_dir, and error if it failed
 OF_THE_SWEEP = ("sweep", "trial", "launcher", "hydra")  # settings that say how to sweep, not what was tried
 MOST_LABELS = 8  # beyond these an axis shows the trials' numbers
+MOST_TICKS = 4  # up to these an axis names the values themselves
 FINISHED, PRUNED, FAILED = "#1f5fa8", "#7a7a7a", "#b3261e"
 MEAN = "#d98200"
 
@@ -211,7 +212,7 @@ def _places(axes: "Axes", trials: Sequence[Trial]) -> dict[int, float]:
     numbers = [_as_number(trial.overrides.get(keys[0], "")) for trial in trials] if len(keys) == 1 else [None]
     if None not in numbers:
         axes.set_xlabel(keys[0])
-        _scale(axes, min(numbers), max(numbers))
+        _scale(axes, sorted(set(numbers)))
         return {trial.number: number for trial, number in zip(trials, numbers, strict=True)}
     shown = keys or differing(trials)
     labels = {trial.number: "\n".join(_shown(trial.overrides.get(key, "-")) for key in shown) for trial in trials}
@@ -224,10 +225,11 @@ def _places(axes: "Axes", trials: Sequence[Trial]) -> dict[int, float]:
     return {number: ticks[label] for number, label in labels.items()}
 
 
-def _scale(axes: "Axes", low: float, high: float) -> None:
-    """Make room for values from low to high, on a logarithmic axis where they have logarithms."""
+def _scale(axes: "Axes", values: Sequence[float]) -> None:
+    """Make room for values, in order, on a logarithmic axis where they have logarithms."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    low, high = values[0], values[-1]
     if low > 0:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
@@ -238,6 +240,8 @@ def _scale(axes: "Axes", low: float, high: float) -> None:
     else:
         margin = 0.06 * (high - low)
         axes.set_xlim(low - margin, high + margin)
+    if len(values) <= MOST_TICKS:
+        axes.set_xticks(values, [f"{value:.4g}" for value in values])
 
 
 def _draw_trials(axes: "Axes", trials: Sequence[Trial], places: Mapping[int, float]) -> None:

@@ -47,3 +47,5 @@ def test_yamls_travel_with_the_wheel(tmp_path: Path) -> None:
     for file in (REPOSITORY / "yamls").rglob("*.yaml"):
         assert f"deeplab_recipes/yamls/{file.relative_to(REPOSITORY / 'yamls')}" in names
     assert "deeplab_recipes/data/sources/ade20k_classes.csv" in names
+    # Hydra finds the sweeper in its namespace package, which other distributions share.
+    assert [name for name in names if name.startswith("hydra_plugins/")] == ["hydra_plugins/deeplab_recipes_sweeps.py"]

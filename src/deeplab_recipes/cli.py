@@ -3,10 +3,14 @@
 Nothing heavy is imported before the settings are composed, so that --help and --cfg answer at once.
 """
 
+import gc
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 ERROR_NAMES = ("MisconfigurationException", "OutOfMemoryError")
 PEER_LOST = re.compile("Connection (closed|reset) by peer|NCCL|remote process exited")  # of torch.distributed
 RUN_DIR = "DEEPLAB_RUN_DIR"  # how the first process of a node tells the others where the run goes
+MULTIRUN = ("-m", "--multirun")
+SWEEPS: list[Path] = []  # the folder of the sweep that this command began, if any: see `SweepReport`
 
 
 def main(verb: str | None = None) -> None:
@@ -29,6 +35,7 @@ def main(verb: str | None = None) -> None:
         if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
             sys.exit(_usage(sys.argv[1:2]))
         verb = sys.argv.pop(1)
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra takes -m at the start only
     folder = str(config.yamls_folder())
     _refuse_typos(folder, verb, sys.argv[1:])
 
@@ -36,39 +43,105 @@ def main(verb: str | None = None) -> None:
 
     def task(settings: DictConfig) -> Any:
         sys.argv[:] = command  # with its verb: Lightning starts the other ranks from it
-        return _report_errors(lambda: VERBS[verb][0](settings))
+        action = VERBS[verb][0]
+        return report_errors(lambda: _trial(settings) if verb == "train" and _sweeping() else action(settings))
 
-    hydra.main(version_base="1.3", config_path=folder, config_name=verb)(task)()
+    SWEEPS.clear()
+    failed = 0
+    try:
+        hydra.main(version_base="1.3", config_path=folder, config_name=verb)(task)()
+    finally:  # a sweep that was stopped has rows too
+        failed = _report_sweep()
+    if failed:
+        sys.exit(1)
 
 
 def train(settings: DictConfig) -> float:
     """Train a recipe, evaluate it and leave a run directory; returns the last mean IoU, for sweeps."""
     values = _plain(settings)
+    values.pop("sweep", None)
     values["run_dir"] = _run_dir(values)
     overrides = config.differences(_recipe_alone(), values)
     from deeplab_recipes.training import train as train_run
 
     run = config.assemble(values, overrides)
-    _refuse_sweep_over_devices(run.split.world_size)
     result = train_run(run, resume=values["resume"], settings=values)
     return result["evaluations"][0]["miou"]
 
 
-def _refuse_sweep_over_devices(world_size: int) -> None:
-    """Processes that Lightning starts would each begin the whole sweep anew."""
+def _trial(settings: DictConfig) -> float | None:
+    """Train one trial of a sweep. What fails is noted in the trial's folder and said, and the sweep goes on."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from deeplab_recipes.record import write_json
+    from deeplab_recipes.sweeping.report import NOTE
+
+    job = HydraConfig.get()
+    overrides, searched = list(job.overrides.task), isinstance(settings.trial, DictConfig)
+    number = settings.trial.number if searched else job.job.num
+    folder = Path(job.runtime.output_dir)
+    _refuse_sweep(settings, folder / NOTE)
+    note = {"number": number, "overrides": overrides, "run_dir": os.path.abspath(settings.run_dir or folder)}
+    write_json(folder / NOTE, note)
+    given = {word.lower() for word in sys.argv}  # Hydra writes false as False
+    chosen = [o for o in overrides if o.lower() not in given and not o.startswith(("sweep.", "trial."))]
+    print(f"trial {number}: {' '.join(chosen)}", file=sys.stderr)
+    try:
+        return train(settings)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not _is_users(error):
+            traceback.print_exc()
+        print(f"error: trial {number}: {_message(error)}", file=sys.stderr)
+        write_json(folder / NOTE, {**note, "error": str(error).strip() or type(error).__name__})
+        return None
+    finally:
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # its logger would go on with this trial's run in the next
+        gc.collect()  # the next trial needs this one's memory
+
+
+def _sweeping() -> bool:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    if world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError(
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _refuse_sweep(settings: DictConfig, note: Path) -> None:
+    """Find what no trial of this sweep could do, before it leaves a trace."""
+    problem, world_size = None, 1
+    with suppress(ValueError):  # wrong settings are the trial's own to report
+        world_size = config.build(_plain(settings)["trainer"], "trainer").world_size()
+    if world_size > 1:  # processes that Lightning starts would each begin the whole sweep anew
+        problem = (
             f"a sweep (-m) runs each trial on one device, this one would use {world_size}: set trainer.devices=1, or "
             "start one command (or cluster job) for each trial"
         )
+    elif note.exists():
+        problem = f"{note.parent} holds a trial of another sweep; choose another folder: hydra.sweep.dir=DIR"
+    if problem:
+        SWEEPS.clear()
+        raise ValueError(problem)
+
+
+def _report_sweep() -> int:
+    """Print the table of this command's sweep, write it down, and return how many trials failed."""
+    if not SWEEPS:
+        return 0
+    from deeplab_recipes.sweeping.report import read_trials, table, write_report
+
+    trials = read_trials(SWEEPS[0])
+    if trials:
+        write_report(SWEEPS[0], trials)
+        print(f"\n{table(trials)}\nthis table is in {SWEEPS[0] / 'sweep.csv'}")
+    return sum(trial.status == "failed" for trial in trials)
 
 
 def plan(settings: DictConfig) -> None:
     """Print what a training will do, before it does it."""
     values = _plain(settings)
+    if values.pop("sweep", None):
+        raise ValueError("sweep=optuna searches trainings; a plan is of one: leave it out")
     overrides = config.differences(_recipe_alone(), values)
     print(config.assemble_plan(values, overrides))
 
@@ -88,20 +161,60 @@ def _usage(given: Sequence[str]) -> str:
 
 
 def _refuse_typos(folder: str, verb: str, arguments: Sequence[str]) -> None:
-    """Compose once to find an unknown key or group, which Hydra reports without saying what it might have been."""
-    overrides = [a for a in arguments if a not in ("-m", "--multirun")]
-    if any(a.startswith("-") for a in overrides) or overrides != list(arguments):
+    """Compose to find an unknown key or group, which Hydra reports without saying what it might have been."""
+    overrides = [a for a in arguments if a not in MULTIRUN]
+    if any(a.startswith("-") for a in overrides):
         return
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
     with initialize_config_dir(folder, version_base="1.3"):
         try:
-            compose(verb, overrides)
+            parsed = _parse(overrides)
+            for variant in _variants(parsed, {option.split("/")[0] for option in _options(folder)}):
+                hydra = compose(verb, variant, return_hydra_config=True).hydra
         except HydraException as error:
             recipe = [o for o in overrides if o.startswith("+recipe=")]
             text = f"{error}\n{error.__cause__ or ''}"
+            if "hydra/launcher/submitit" in text:
+                sys.exit(f"error: {config.missing_extra('hydra-submitit-launcher', 'slurm')}")
             sys.exit(f"error: {config.explain_override(text, _known(verb, recipe), _options(folder))}")
+    _refuse_stray_sweep(parsed, hydra, many=overrides != list(arguments) or str(hydra.mode) == "RunMode.MULTIRUN")
+
+
+def _parse(overrides: Sequence[str]) -> list[Any]:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+
+
+def _variants(parsed: Sequence[Any], groups: Collection[str]) -> Iterator[list[str]]:
+    """Give the trials of a sweep in which each choice of a swept group occurs; of other settings the first value."""
+    first = [_values(override)[0] for override in parsed]
+    yield first
+    for i, override in enumerate(parsed):
+        if override.key_or_group in groups:
+            yield from ([*first[:i], value, *first[i + 1 :]] for value in _values(override)[1:])
+
+
+def _values(override: Any) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.input_line]
+    if override.is_interval_sweep():
+        return [f"{override.get_key_element()}={override.value().start}"]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _refuse_stray_sweep(parsed: Sequence[Any], hydra: DictConfig, *, many: bool) -> None:
+    """Several values need -m, an interval a search, and SLURM's launcher SLURM."""
+    if hydra.launcher._target_.endswith("SlurmLauncher") and shutil.which("srun") is None:
+        sys.exit("error: launcher=slurm finds no srun here; start it where jobs are submitted, or leave launcher out")
+    for override in parsed:
+        if override.is_sweep_override() and not many:
+            sys.exit(f"error: {override.input_line} names several values; -m runs a trial with each, in one sweep")
+        if override.is_interval_sweep() and "Basic" in hydra.sweeper._target_:
+            sys.exit(f"error: {override.input_line} is an interval, for a search to draw from: add sweep=optuna")
 
 
 def _known(verb: str, recipe: Sequence[str]) -> list[str]:
@@ -140,15 +253,13 @@ def _recipe_alone() -> dict[str, Any]:
 def _run_dir(values: Mapping[str, Any]) -> str:
     """Return where the run goes; the same for all processes of it."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     if values["run_dir"]:
         return str(values["run_dir"])
     if values["resume"] == "auto":
         raise ValueError("resume=auto needs run_dir=DIR, the run to go on with")
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return hydra.runtime.output_dir
+    if _sweeping():
+        return HydraConfig.get().runtime.output_dir
     outside = "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if outside and RUN_DIR not in os.environ:
         raise ValueError("started by torchrun or SLURM: set run_dir=DIR, so that all processes agree on it")
@@ -156,7 +267,7 @@ def _run_dir(values: Mapping[str, Any]) -> str:
     return os.environ.setdefault(RUN_DIR, f"runs/{values['name']}/{stamp}")
 
 
-def _report_errors(action: Callable[[], Any]) -> Any:
+def report_errors(action: Callable[[], Any]) -> Any:
     """Run `action`; what is the user's to mend becomes one message instead of a traceback."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         return action()
@@ -165,12 +276,12 @@ def _report_errors(action: Callable[[], Any]) -> Any:
     except Exception as error:
         if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
             sys.exit(f"{_rank()}stopped, because another process of this run did; its own message says why")
-        if not isinstance(error, ERRORS) and type(error).__name__ not in ERROR_NAMES:
+        if not _is_users(error):
             raise
         print(f"{_rank()}error: {_message(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; go on with run_dir=... resume=auto", file=sys.stderr)
+        print("stopped; go on with run_dir=... resume=auto, or the same search again", file=sys.stderr)
         sys.exit(130)
 
 
@@ -178,6 +289,10 @@ def _rank() -> str:
     """Name this process where there are several."""
     rank = next((os.environ[key] for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if key in os.environ), None)
     return "" if rank is None else f"[rank {rank}] "
+
+
+def _is_users(error: BaseException) -> bool:
+    return isinstance(error, ERRORS) or type(error).__name__ in ERROR_NAMES
 
 
 def _message(error: BaseException) -> str:

@@ -10,16 +10,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MISSING = "???"  # what a mandatory setting holds until it is given
 PLAIN_TYPES = (int, float, bool, str, list, NoneType)  # what a YAML holds, sections aside
-ALLOWED_PACKAGES = ("deeplab_recipes", "torch", "torchvision", "pytorch_lightning", "torchmetrics")
+ALLOWED_PACKAGES = ("deeplab_recipes", "torch", "torchvision", "pytorch_lightning", "torchmetrics", "optuna")
+EXTRAS = {"optuna": "sweep"}  # packages that come with an extra of this one
 # Settings that say where and how fast, not what: a change of these is no deviation from a published result.
 NEUTRAL = (
-    *("name", "run_dir", "resume", "pictures", "logger", "published", "measure"),
+    *("name", "run_dir", "resume", "pictures", "logger", "published", "measure", "trial"),
     *("data.root", "data.workers", "data.check_samples", "evaluate_batch_size"),
     *("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.precision", "trainer.deterministic"),
     *("trainer.evaluate_every", "trainer.log_every", "trainer.progress"),
@@ -46,7 +48,14 @@ def locate(target: str) -> Callable[..., Any]:
     try:
         return getattr(import_module(module_name), name)
     except (ImportError, AttributeError) as error:
+        if package in EXTRAS and find_spec(package) is None:
+            raise ImportError(missing_extra(package, EXTRAS[package])) from None
         raise ValueError(f"_target_ {target} does not exist ({error})") from None
+
+
+def missing_extra(what: str, extra: str) -> str:
+    """Return how to install what is optional."""
+    return f"{what} is not installed; it comes with an extra: pip install 'deeplab-recipes[{extra}]'"
 
 
 def build(section: Any, path: str) -> Any:

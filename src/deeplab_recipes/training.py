@@ -35,6 +35,7 @@ from deeplab_recipes.model import DeepLab
 from deeplab_recipes.module import SegmentationModule
 from deeplab_recipes.reporting import Reporter, class_table, clock
 from deeplab_recipes.signals import REQUEUE, StopOnSignal, Stopped, end_launched_processes
+from deeplab_recipes.sweeping.pruning import PruneTrial
 from deeplab_recipes.trainer import TrainerSettings, keep_freed_memory
 
 PICTURE_WIDTH = 320  # smaller scenes are enlarged to about this in pictures
@@ -66,6 +67,7 @@ class Run:
         pictures: validation images to draw at the end.
         published: what the recipe reproduces (see the recipes), or None.
         overrides: leaves that differ from the recipe: name -> (recipe's, this run's).
+        trial: what ties this run to a search, or None.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Run:
     pictures: int = 4
     published: planning.Published | None = None
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    trial: PruneTrial | None = None
 
     def __post_init__(self) -> None:
         self.run_dir = Path(self.run_dir)
@@ -110,7 +113,13 @@ class Run:
     def _build_trainer(self) -> pl.Trainer:
         with quiet():
             return self.trainer.build(
-                callbacks=[self.reporter, self.checkpoints, *self.methods.values(), self.stopper],
+                callbacks=[
+                    self.reporter,
+                    self.checkpoints,
+                    *self.methods.values(),
+                    *([self.trial] if self.trial else []),
+                    self.stopper,
+                ],
                 loggers=[self.logger(save_dir=self.run_dir)] if self.logger else [],
                 steps_per_epoch=self.sampler.steps_per_epoch,
                 run_dir=self.run_dir,
@@ -217,7 +226,9 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
     _write_record(run, result, settings)
     for note in run.notes() if run.lightning.is_global_zero and run.trainer.progress else ():
         print(f"note: {note}", file=sys.stderr)
-    if not run.trainer.on_gpu():
+    if run.trainer.on_gpu():
+        torch.cuda.reset_peak_memory_stats()  # of an earlier trial in this process
+    else:
         keep_freed_memory()
     try:
         _fit(run, module, checkpoint)
@@ -231,7 +242,8 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
     result.update(_closing_record(run, module))
     _write_record(run, result)
     if run.lightning.is_global_zero:
-        _draw(run)
+        if result["status"] == "finished":
+            _draw(run)
         _report(run, result)
     return result
 
@@ -318,7 +330,7 @@ def _closing_record(run: Run, module: SegmentationModule) -> dict[str, Any]:
     common = {"protocol": run.data.protocol, "split": "validation", "tta": False}
     common["output_stride"] = run.network.arguments["output_stride"]
     return {
-        "status": "finished",
+        "status": "pruned" if run.trial and run.trial.pruned else "finished",
         "images_per_second": round(run.reporter.images_per_second(), 2),
         "hours": round(run.checkpoints.seconds() / 3600, 6),
         "peak_memory": record.peak_memory(gpu=run.trainer.on_gpu()),
@@ -372,6 +384,8 @@ def _report(run: Run, result: Mapping[str, Any]) -> None:
     for split, names in result["skipped"].items():
         if names:
             print(f"skipped {len(names)} unusable {split} images: {', '.join(names[:3])}")
+    if result["status"] == "pruned":
+        print(f"pruned after step {last['step']} of {run.steps}: behind the other trials of the search")
     rate = f"{result['images_per_second']:.1f} images/s"
     print(f"mIoU {best['miou']:.2f} (best, step {best['step']}), {last['miou']:.2f} (last)  [{run.data.protocol}]")
     print(f"{clock(result['hours'] * 3600)} on {result['hardware']}, {rate}; everything is in {run.run_dir}")

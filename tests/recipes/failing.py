@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from small_run import built
 
-from deeplab_recipes.cli import _report_errors
+from deeplab_recipes.cli import report_errors
 from deeplab_recipes.training import train
 
 
@@ -27,7 +27,7 @@ class Fail(pl.Callback):
 def main(root: str, run_dir: str, rank: str) -> None:
     run = built(root, run_dir, "trainer.max_steps=5", "trainer.max_epochs=3", "trainer.devices=2")
     run.lightning.callbacks.append(Fail(int(rank)))
-    _report_errors(lambda: train(run))
+    report_errors(lambda: train(run))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -101,7 +101,7 @@ def contestants(device: str, *, compiled: bool) -> list[Contestant]:
         Contestant("segmentation_models_pytorch DeepLabV3Plus, best", "smp", **best),
         Contestant("torchvision deeplabv3 (another net: no decoder)", "torchvision"),
         Contestant("torchvision deeplabv3, best", "torchvision", **best),
-        replace(ours, name="ours without Lightning: a plain loop, all else the same", peer="same", variation=True),
+        replace(ours, name="a plain loop with our settings, freed memory kept", peer="same", variation=True),
         replace(ours, name="ours, fused SGD", fused=True, variation=True),
         replace(ours, name="ours, DecoupledSGDW", decoupled=True, variation=True),
     ]
@@ -327,7 +327,8 @@ def serve(connection: Connection, contestant: Contestant, size: Size) -> None:
     except (EOFError, ConnectionError):
         return  # the main process has seen enough
     except Exception as error:  # whatever keeps a peer from running belongs into its row
-        connection.send({"error": _reason(error), "memory": isinstance(error, torch.OutOfMemoryError)})
+        with suppress(ConnectionError):
+            connection.send({"error": _reason(error), "memory": isinstance(error, torch.OutOfMemoryError)})
 
 
 def _set_up(contestant: Contestant, size: Size) -> None:

@@ -91,7 +91,8 @@ def our_run(setting: Setting, seed: int, folder: Path) -> Run:
         # mmsegmentation divides by all pixels unless told otherwise.
         loss=SegmentationLoss(denominator="all"),
         optimizer=partial(torch.optim.SGD, lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
-        schedule=partial(polynomial, power=POWER, alpha_f=LAST_LR / LR, steps=setting.steps),
+        schedule=partial(polynomial, power=POWER, alpha_f=LAST_LR / LR),
+        schedule_ends="at_last_step",
         trainer=TrainerSettings(
             max_steps=setting.steps,
             evaluate_every=setting.steps,  # epochs: never before the end

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 FORMAT_VERSION = 1
+ADDED = {"auxiliary_head": False, "freeze_batchnorm": False}  # arguments of the model that older checkpoints lack
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -93,7 +94,7 @@ def require_same_task(path: str | Path, theirs: Mapping[str, Any], ours: Mapping
             "Resume with the data it was trained on, or start a new run"
         )
     for key in {**ours["model"], **theirs["model"]}:
-        there, here = theirs["model"].get(key), ours["model"].get(key)
+        there, here = theirs["model"].get(key, ADDED.get(key)), ours["model"].get(key)
         if there != here:
             raise ValueError(f"{path} holds another model: model.{key} is {there!r} there and {here!r} here")
 

@@ -22,7 +22,8 @@ from deeplab_recipes import config
 # MisconfigurationException is Lightning's, OutOfMemoryError torch's; by name, since neither is imported here.
 ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 ERROR_NAMES = ("MisconfigurationException", "OutOfMemoryError")
-PEER_LOST = re.compile("Connection (closed|reset) by peer|NCCL|remote process exited")  # of torch.distributed
+# What torch.distributed says when another process is gone.
+PEER_LOST = re.compile("Connection (closed|reset) by peer|remote process exited|communicator was aborted")
 RUN_DIR = "DEEPLAB_RUN_DIR"  # how the first process of a node tells the others where the run goes
 MULTIRUN = ("-m", "--multirun")
 SWEEPS: list[Path] = []  # the folder of the sweep that this command began, if any: see `SweepReport`
@@ -275,6 +276,7 @@ def report_errors(action: Callable[[], Any]) -> Any:
         return action()
     except Exception as error:
         if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
+            print(f"{_rank()}error: {str(error).splitlines()[0]}", file=sys.stderr)
             sys.exit(f"{_rank()}stopped, because another process of this run did; its own message says why")
         if not _is_users(error):
             raise

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.metrics import MeanIoU
 
 Batch = dict[str, Tensor]
+ScheduleEnds = Literal["after_last_step", "at_last_step"]
 
 
 class SegmentationModule(pl.LightningModule):
@@ -29,6 +30,8 @@ class SegmentationModule(pl.LightningModule):
         loss: called with logits, labels, `count` and `group_sum`; see `SegmentationLoss`.
         optimizer: called with the parameters.
         schedule: the factor on the learning rate at tau, the fraction of all steps done.
+        schedule_ends: "after_last_step": tau is the step over all steps; "at_last_step": over one less, so that the
+            last step is taken at tau 1, as mmengine does.
         num_classes: C.
         microbatch_size: images of one forward and backward pass; None: the whole share.
         total_steps: optimizer steps of the whole run, which the schedule spans; None asks the trainer.
@@ -48,6 +51,7 @@ class SegmentationModule(pl.LightningModule):
         optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
         schedule: Callable[[float], float],
         num_classes: int,
+        schedule_ends: ScheduleEnds = "after_last_step",
         microbatch_size: int | None = None,
         total_steps: int | None = None,
         seed: int = 0,
@@ -58,7 +62,7 @@ class SegmentationModule(pl.LightningModule):
             raise ValueError(f"microbatch_size is {microbatch_size}; it must be at least 1")
         self.automatic_optimization = False
         self.model, self.loss = model, loss
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer, self.schedule, self.schedule_ends = optimizer, schedule, schedule_ends
         self.microbatch_size, self.total_steps = microbatch_size, total_steps
         self.seed, self.card = seed, card or {}
         self.miou = MeanIoU(num_classes, ignore_index=loss.ignore_index)
@@ -74,7 +78,8 @@ class SegmentationModule(pl.LightningModule):
         optimizer = self.optimizer(self.model.parameters())
         # The trainer would open the training data to count, before a resumed run's place in them is known.
         total = self.total_steps or max(int(self.trainer.estimated_stepping_batches), 1)
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / total))
+        span = max(total - 1, 1) if self.schedule_ends == "at_last_step" else total
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / span))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def saved_bytes(model: nn.Module, height: int, width: int) -> int:
 
     kept: list[Any] = []
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        meta(torch.empty(2, 3, height, width, device="meta"))
+        _all_logits(meta, torch.empty(2, 3, height, width, device="meta"))
     return sum(seen.values()) // 2
 
 
@@ -133,7 +133,7 @@ def seconds_per_image(
 
     def step() -> None:
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            loss = model(batch).float().square().mean()
+            loss = sum(logits.float().square().mean() for logits in _all_logits(model, batch))
         loss.backward()
         model.zero_grad(set_to_none=True)
         if gpu:
@@ -141,6 +141,13 @@ def seconds_per_image(
 
     scale = forward_flops(model, *crop) / forward_flops(model, *size)
     return min(_timed(step) for _ in range(4 if gpu else 2)) / count * scale
+
+
+def _all_logits(model: DeepLab, images: Tensor) -> tuple[Tensor, ...]:
+    """Return what training computes: an auxiliary head's logits too."""
+    if getattr(model, "auxiliary_head", None) is None:
+        return (model(images),)
+    return model.forward_with_auxiliary(images)
 
 
 def _timed(step: Callable[[], None]) -> float:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 
@@ -37,8 +37,9 @@ class StopOnSignal(pl.Callback):
     """Saves and stops a run that gets SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C stops at once.
 
     One device stops after the step it is in. Several have to stop after the same one: they ask each other every `every`
-    steps, and after each evaluation. An evaluation that is due is done first, since a resumed run would not repeat it.
-    Put it behind the callbacks that act on evaluations.
+    steps, and in evaluations. An evaluation that is due or under way is ended first, since a resumed run would not
+    repeat it; but it is begun with a checkpoint, or one is written in it, in case that the time does not suffice. Put
+    this callback behind those that act on evaluations.
 
     Args:
         save: writes the checkpoint.
@@ -52,17 +53,21 @@ class StopOnSignal(pl.Callback):
     def __init__(self, save: Callable[[pl.Trainer], None], *, every: int = 20) -> None:
         self.save, self.every = save, every
         self.received: int | None = None
+        self.saved_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over from Lightning, which puts back at the end what was there before it."""
+        self._take_over(trainer)
+        # Lightning would exchange and read its own flag in every step, for which a GPU has to stand still.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+
+    def _take_over(self, trainer: pl.Trainer) -> None:
         lightnings = trainer._signal_connector
         # What came before the first step, Lightning noted: it would stop after that step, and save nothing.
         self.received, lightnings.received_sigterm = signal.SIGTERM if lightnings.received_sigterm else None, False
         if threading.current_thread() is threading.main_thread():
             for notice in NOTICES:
                 signal.signal(notice, self._note)
-        # Lightning would exchange and read its own flag in every step, for which a GPU has to stand still.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,6 +79,28 @@ class StopOnSignal(pl.Callback):
         if asks and not evaluation_is_due and not at_the_end:
             self._stop_if_asked(trainer)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before the evaluation if asked; an evaluation after training begins here."""
+        if trainer.state.fn == "validate":
+            self._take_over(trainer)
+        elif self._asked(trainer):
+            self._save_once(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Save if asked and go on; after training, when all is saved, stop."""
+        if not (trainer.world_size == 1 or batch_idx % self.every == 0) or not self._asked(trainer):
+            return
+        if trainer.state.fn == "validate":
+            self._stop(trainer)
+        self._save_once(trainer)
+
+    def _save_once(self, trainer: pl.Trainer) -> None:
+        if self.saved_step != trainer.global_step:
+            self.save(trainer)
+            self.saved_step = trainer.global_step
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop here if asked."""
         if trainer.state.fn == "fit" and trainer.global_step < trainer.estimated_stepping_batches:
@@ -84,13 +111,17 @@ class StopOnSignal(pl.Callback):
             raise KeyboardInterrupt
         self.received = signum
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+    def _asked(self, trainer: pl.Trainer) -> bool:
+        """Whether any device was; all of them call it."""
         asked = self.received is not None
-        if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if not asked:
-            return
-        self.save(trainer)
+        return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if self._asked(trainer):
+            self.save(trainer)
+            self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> NoReturn:
         name = signal.Signals(self.received or signal.SIGTERM).name
         message = f"{name} after step {trainer.global_step}; go on with run_dir={trainer.default_root_dir} resume=auto"
         if not trainer.is_global_zero:
@@ -118,19 +149,20 @@ def end_launched_processes(trainer: pl.Trainer) -> None:
             process.wait()
 
 
-def leave_notices_to_parent() -> None:
+def leave_notices_to_parent(parent: int) -> None:
     """Let a loader's worker live through a signal that the whole process group gets: its parent still needs batches.
 
-    SIGTERM from the parent itself ends it, as when an interpreter that exits takes its helpers along.
+    SIGTERM from the parent itself (a process number) ends it, as when an interpreter that exits takes its helpers
+    along. Where the system cannot tell who sent a signal, SIGTERM does what it always did.
     """
     for notice in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(notice, signal.SIG_IGN)
-    # Only who waits for a blocked signal learns who sent it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # only who waits for a blocked signal learns who sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(parent,), daemon=True).start()
 
 
-def _end_when_the_parent_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

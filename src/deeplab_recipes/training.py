@@ -32,7 +32,7 @@ from deeplab_recipes.evaluation.pictures import comparison, stack
 from deeplab_recipes.inference import load_predictor
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
-from deeplab_recipes.module import SegmentationModule
+from deeplab_recipes.module import ScheduleEnds, SegmentationModule
 from deeplab_recipes.reporting import Reporter, class_table, clock
 from deeplab_recipes.signals import REQUEUE, StopOnSignal, Stopped, end_launched_processes
 from deeplab_recipes.sweeping.pruning import PruneTrial
@@ -45,6 +45,7 @@ NOT_APPLICABLE = (
     ".*your dataloader is not resumable.*",  # its sampler is: see TrainingSampler
     # A depthwise weight has one input channel, whose stride means nothing.
     r"(?s)Grad strides do not match bucket view strides.*grad.sizes\(\) = \[\d+, 1, ",
+    ".*in eval mode at the start of training.*",  # model.freeze_batchnorm asks for it
     ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of torch
 )
 
@@ -57,7 +58,7 @@ class Run:
         name: of the recipe.
         model: called with `num_classes`, gives the network.
         data: the data module.
-        loss, optimizer, schedule: see `SegmentationModule`.
+        loss, optimizer, schedule, schedule_ends: see `SegmentationModule`.
         trainer: how to train.
         seed: of weights, order and draws.
         run_dir: where everything goes.
@@ -79,6 +80,7 @@ class Run:
     trainer: TrainerSettings
     seed: int
     run_dir: str | Path
+    schedule_ends: ScheduleEnds = "after_last_step"
     microbatch_size: int | None = None
     methods: Mapping[str, pl.Callback] = field(default_factory=dict)
     logger: Callable[..., Logger] | None = None
@@ -196,6 +198,7 @@ class Run:
             loss=self.loss,
             optimizer=self.optimizer,
             schedule=self.schedule,
+            schedule_ends=self.schedule_ends,
             num_classes=self.data.num_classes,
             microbatch_size=self.split.microbatch,
             total_steps=self.steps,
@@ -258,8 +261,12 @@ def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
         except NonFiniteError as error:
             raise FloatingPointError(_explain(run, error)) from None
         except SIGTERMException:  # in that last evaluation, where `StopOnSignal` has no part
-            message = f"SIGTERM in the last evaluation; go on with run_dir={run.run_dir} resume=auto"
+            message = f"SIGTERM before the last evaluation; go on with run_dir={run.run_dir} resume=auto"
             raise Stopped(REQUEUE if trainer.is_global_zero else 0, message) from None
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning hides behind exit code 1
+                raise KeyboardInterrupt from None
+            raise
 
 
 def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
@@ -278,7 +285,8 @@ def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
         require_same_task(path, content["deeplab"], run.card())
         require_same_training(path, content["deeplab"], run.card())
         # A run that was killed between its last step and its record still has that to do.
-        if content["global_step"] >= run.steps and _is_finished(run.run_dir):
+        elsewhere = path.resolve() != newest.resolve()
+        if content["global_step"] >= run.steps and (elsewhere or _is_finished(run.run_dir)):
             raise ValueError(
                 f"{path} has done {content['global_step']} steps and this run is to have {run.steps}: nothing is left "
                 "to do; raise trainer.max_epochs or trainer.max_steps"

@@ -31,17 +31,6 @@ def test_values_between():
     assert [constant(tau) for tau in (-1, 0, 0.3, 2)] == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("steps", [2, 20, 160_000])
-def test_polynomial_with_the_last_step_at_its_end(steps):
-    def rate(step: int) -> float:
-        return polynomial(step / steps, power=0.9, alpha_f=0.01, steps=steps)
-
-    assert rate(0) == 1
-    assert rate(steps - 1) == pytest.approx(0.01, abs=1e-9)
-    assert rate(steps // 2) == pytest.approx(0.01 + 0.99 * (1 - steps // 2 / (steps - 1)) ** 0.9, abs=1e-12)
-    assert polynomial(0.5, steps=1) == pytest.approx(0.5**0.9)
-
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
@@ -75,6 +64,14 @@ def test_each_optimizer_step_has_the_rate_of_its_share_of_the_run(limits, tmp_pa
     total = min(limits["max_epochs"] * 3 if limits["max_epochs"] > 0 else 7, limits.get("max_steps", 99))
     assert trainer.global_step == total
     assert recorder.lrs == pytest.approx([0.2 * polynomial(step / total) for step in range(total)], rel=1e-12)
+
+
+def test_a_schedule_can_end_at_the_last_step(tmp_path):
+    recorder = Recorder()
+    module = tiny.module(schedule=polynomial, schedule_ends="at_last_step")
+    tiny.trainer(tmp_path, callbacks=[recorder]).fit(module, tiny.loader(tiny.batches(3)))
+    assert recorder.lrs == pytest.approx([0.3 * polynomial(step / 2) for step in range(3)], rel=1e-12)
+    assert recorder.lrs[-1] == 0
 
 
 def test_a_schedule_can_span_more_steps_than_the_trainer_takes(tmp_path):

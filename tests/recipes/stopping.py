@@ -103,3 +103,41 @@ def stop_before_the_first_step(root: str, run_dir: str) -> None:
     run = built(root, run_dir, *LENGTH)
     run.lightning.callbacks.insert(0, SignalWhileStarting())
     print("code", attempt(run))
+
+
+class SignalInEvaluation(pl.Callback):
+    """Sends this process signals in the first evaluation batch after a step, and keeps what is saved by the second."""
+
+    def __init__(self, step: int, *notices: int) -> None:
+        self.step, self.notices = step, notices
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            for notice in self.notices:
+                os.kill(os.getpid(), notice)
+            self.notices = ()
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        newest = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        if trainer.global_step == self.step and batch_idx == 1 and newest.exists():
+            newest.with_name("during.ckpt").write_bytes(newest.read_bytes())
+
+
+def stop_in_evaluation(root: str, run_dir: str, step: str, notice: str) -> None:
+    """Print the exit code, or the exception that the command would turn into one."""
+    run = built(root, run_dir, *LENGTH, "trainer.evaluate_every=1.0")
+    run.lightning.callbacks.append(SignalInEvaluation(int(step), int(notice)))
+    try:
+        print("code", attempt(run))
+    except KeyboardInterrupt:
+        print("interrupted")
+
+
+def go_on_from(root: str, run_dir: str, checkpoint: str) -> None:
+    train(built(root, run_dir, *LENGTH, "trainer.evaluate_every=1.0"), resume=checkpoint)
+
+
+def train_evaluated_by_epoch(root: str, run_dir: str) -> None:
+    train(built(root, run_dir, *LENGTH, "trainer.evaluate_every=1.0"))

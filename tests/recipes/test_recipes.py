@@ -102,6 +102,8 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "schedule.alpha_f": 0.01,  # of lr 0.01: mmsegmentation's eta_min of 1e-4
         "trainer.max_epochs": None,
         "trainer.max_steps": 160_000,
+        "trainer.evaluate_every": 12.6683,  # of 1263 steps: 16,000
+        "schedule_ends": "at_last_step",
         "trainer.precision": "32-true",
         "batch_size": 16,
         "published.miou": 45.47,

@@ -31,10 +31,14 @@ def final(folder: Path, steps: int) -> dict[str, torch.Tensor]:
     return {**checkpoint["state_dict"], **{f"momentum {i}": s["momentum_buffer"] for i, s in momenta.items()}}
 
 
-def assert_same_run(whole: Path, resumed: Path, steps: int = STEPS) -> None:
+def assert_same_weights(whole: Path, resumed: Path, steps: int = STEPS) -> None:
     expected, found = final(whole, steps), final(resumed, steps)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def assert_same_run(whole: Path, resumed: Path, steps: int = STEPS) -> None:
+    assert_same_weights(whole, resumed, steps)
     assert rows(resumed) == rows(whole)
 
 
@@ -122,3 +126,30 @@ def test_sigterm_before_the_first_step_saves_too(tiny_sets, tmp_path):
     assert "stopped: SIGTERM after step 1; go on" in printed
     assert "code 75" in printed
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(("step", "notice"), [(3, signal.SIGTERM), (STEPS, signal.SIGUSR1), (STEPS, signal.SIGTERM)])
+def test_signal_in_an_evaluation(step, notice, tiny_sets, tmp_path):
+    """In the middle of a run it is ended first, with a checkpoint in case it cannot be; after training it is not."""
+    root, run = tiny_sets["ADE20k"], tmp_path / "run"
+    printed = forked.run("stopping", "stop_in_evaluation", 1, root, run, step, int(notice))
+    assert f"stopped: {notice.name} after step {step}; go on" in printed
+    assert "code 75" in printed
+    assert json.loads((run / "result.json").read_text())["status"].startswith(f"stopped: {notice.name}")
+    forked.run("stopping", "train_evaluated_by_epoch", 1, root, tmp_path / "whole")
+    if step < STEPS:  # killed in the evaluation after all
+        during = run / "checkpoints" / "during.ckpt"
+        forked.run("stopping", "go_on_from", 1, root, tmp_path / "killed", during)
+        assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+        found, expected = rows(tmp_path / "killed"), rows(tmp_path / "whole")
+        assert all(row in expected for row in found if int(row["step"]) > step)
+    forked.run("stopping", "go_on_from", 1, root, run, "auto")
+    assert_same_run(tmp_path / "whole", run)
+
+
+def test_ctrl_c_in_the_last_evaluation(tiny_sets, tmp_path):
+    printed = forked.run(
+        "stopping", "stop_in_evaluation", 1, tiny_sets["ADE20k"], tmp_path / "run", STEPS, int(signal.SIGINT)
+    )
+    assert f"stopped: SIGINT after step {STEPS}; go on" in printed
+    assert "code 130" in printed

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             dataset,
             sampler=sampler,
             num_workers=workers,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, parent=os.getpid()),
             # The loader draws a number for its workers, how often depends on them; dropout must not notice.
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
@@ -241,10 +242,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         return min(8, max(1, cores // local_devices - spare))
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(worker: int, *, parent: int) -> None:
     """Workers share the cores as it is; OpenCV would start threads on all of them in each of them."""
     cv2.setNumThreads(0)
-    leave_notices_to_parent()
+    leave_notices_to_parent(parent)
 
 
 def _require(setting: str, value: Any, valid: Sequence[str]) -> Any:

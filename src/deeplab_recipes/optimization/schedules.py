@@ -3,17 +3,8 @@
 import math
 
 
-def polynomial(tau: float, *, power: float = 0.9, alpha_f: float = 0.0, steps: int | None = None) -> float:
-    """alpha_f + (1 - alpha_f) (1 - tau)^power: the "poly" policy, ending at alpha_f.
-
-    Args:
-        tau: fraction of the steps done.
-        power, alpha_f: of the formula.
-        steps: of the whole run, if its last step is to be taken at alpha_f already, as in mmengine (whose tau is the
-            step over one less than all steps); None: alpha_f is what would come after the last step.
-    """
-    if steps is not None:
-        tau = tau * steps / max(steps - 1, 1)
+def polynomial(tau: float, *, power: float = 0.9, alpha_f: float = 0.0) -> float:
+    """alpha_f + (1 - alpha_f) (1 - tau)^power: the "poly" policy, ending at alpha_f."""
     return alpha_f + (1 - alpha_f) * (1 - _clip(tau)) ** power
 
 

@@ -1,5 +1,6 @@
 """Each ADE20k recipe, trained for 20 steps in float64 beside the original (see originals.py), takes the same steps."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ SMALL = (
     "~logger",
 )
 BACKBONE = {"ade20k_mmseg_160k": "resnet50_v1c"}
+
+
+@pytest.fixture(autouse=True)
+def _free_memory():
+    """A run refers to itself in circles, and holds a gigabyte in float64."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

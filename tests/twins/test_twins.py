@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from deeplab_recipes import config
+from deeplab_recipes.checkpoints import Checkpoints
 from deeplab_recipes.training import Run, quiet
 
 STEPS, EARLY, BATCH = 20, 3, 4
@@ -73,9 +74,7 @@ def built(recipe: str, root: Path, folder: Path, *overrides: str) -> Run:
         settings = OmegaConf.to_container(compose("train", words), resolve=True)
     run = config.assemble(settings, {})
     for name, value in run.network.state_dict().items():
-        if name.endswith(
-            "bn3.weight"
-        ):  # an untrained ResNet-50 makes 1e-16 into 1 within a few steps, a calm one does not
+        if name.endswith("bn3.weight"):  # an untrained ResNet-50 makes 1e-16 into 1 within a few steps
             value.fill_(0.1)
     return run
 
@@ -88,6 +87,7 @@ def batches(run: Run) -> list[originals.Batch]:
 def trained(run: Run) -> list[Tensor]:
     """Train by the package; returns parameters and statistics in the order of the twin's."""
     module = run.module()
+    run.lightning.callbacks = [c for c in run.lightning.callbacks if not isinstance(c, Checkpoints)]  # half a gigabyte
     run.run_dir.mkdir(exist_ok=True)
     with quiet():
         run.lightning.fit(module, datamodule=run.data)

@@ -27,7 +27,7 @@ from deeplab_recipes.checkpoints import (
     require_same_training,
 )
 from deeplab_recipes.data import SegmentationDataModule
-from deeplab_recipes.data.dataset import read_pair
+from deeplab_recipes.data.sources.base import read_pair
 from deeplab_recipes.evaluation.pictures import comparison, stack
 from deeplab_recipes.inference import load_predictor
 from deeplab_recipes.losses import SegmentationLoss
@@ -378,7 +378,7 @@ def _draw(run: Run) -> None:
     predictor = load_predictor(run.checkpoints.best)
     drawn = []
     for index in np.linspace(0, len(dataset) - 1, count).astype(int):
-        image, truth = read_pair(dataset.pairs[index], dataset.table)
+        image, truth = read_pair(dataset.pairs[index], dataset.source)
         scale = max(1, PICTURE_WIDTH // image.shape[1])
         names = {"classes": predictor.classes, "palette": predictor.palette}
         drawn.append(comparison(image, truth, predictor(image), scale=scale, **names))

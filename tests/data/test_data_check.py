@@ -12,7 +12,7 @@ def source(make_ade20k):
 
 
 def check(source, **options) -> None:
-    check_pairs(source.pairs("train"), source.table, **options)
+    check_pairs(source.pairs("train"), source, **options)
 
 
 def spoil_labels(pair) -> None:

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from deeplab_recipes.data.dataset import SegmentationDataset, collate, collate_by_size, read_image, read_pair
+from deeplab_recipes.data.dataset import SegmentationDataset, collate, collate_by_size
+from deeplab_recipes.data.reading import read_image
 from deeplab_recipes.data.sampler import NOTHING, Draw, EvaluationSampler, TrainingSampler
 from deeplab_recipes.data.sources import ADE20k
-from deeplab_recipes.data.sources.base import Pair
+from deeplab_recipes.data.sources.base import Pair, read_pair
 from deeplab_recipes.data.transforms import MEAN_PIXEL, EvaluationTransform, TrainingTransform
 
 TRAINING = TrainingTransform("square", (40, 48), (40, 48), photometric="square")
@@ -169,7 +170,7 @@ def test_sizes_that_differ_name_both_files(training):
 def test_photographs_of_any_8_bit_mode_become_rgb(tmp_path, make_photograph, mode):
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.fromarray(make_photograph(0, 20, 30)).convert(mode).save(path)
-    image = read_image(Pair(path, path))
+    image = read_image(path)
     assert (image.shape, image.dtype) == ((20, 30, 3), np.uint8)
 
 
@@ -178,12 +179,12 @@ def test_photograph_of_16_bits_is_refused(tmp_path):
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((20, 30), 3000, np.uint16)).save(path)
     with pytest.raises(ValueError, match=r"deep\.png: an image must have 8 bits a channel, this one is I;16"):
-        read_image(Pair(path, path))
+        read_image(path)
 
 
 def test_images_are_rgb_as_pillow_reads_them(training):
     pair = training.pairs[0]
-    image, labels = read_pair(pair, training.table)
+    image, labels = read_pair(pair, training.source)
     assert np.array_equal(image, np.asarray(Image.open(pair.image)))
     stored = np.asarray(Image.open(pair.label)).astype(int)
     assert np.array_equal(labels, np.where(stored == 0, 255, stored - 1))

@@ -2,15 +2,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_recipes.data.dataset import read_labels
 from deeplab_recipes.data.labels import decode_labels, encoding, plain_encoding, shifted_encoding
+from deeplab_recipes.data.reading import read_labels
 from deeplab_recipes.data.sources import ADE20k, CamVid
-from deeplab_recipes.data.sources.base import Pair
 
 
 def read(path, picture, table) -> np.ndarray:
     picture.save(path)
-    return read_labels(Pair(path, path), table)
+    return read_labels(path, table)
 
 
 def test_ade20k_stores_unlabelled_as_0_and_classes_from_1(make_ade20k):

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_recipes.data.dataset import read_pair
 from deeplab_recipes.data.sources import ADE20k, CamVid
 from deeplab_recipes.data.sources.ade20k import GREY_TRAINING_IMAGES
-from deeplab_recipes.data.sources.base import Source, pair_by_stem
+from deeplab_recipes.data.sources.base import Source, pair_by_stem, read_pair
 
 
 @pytest.fixture
@@ -138,7 +137,7 @@ def test_real_data(real_data, name, source, counts):
         pairs = data.pairs(split)
         assert len(pairs) == count
         for i in np.linspace(0, count - 1, 10).astype(int):
-            image, labels = read_pair(pairs[i], data.table)
+            image, labels = read_pair(pairs[i], data)
             assert image.shape == (*labels.shape, 3)
             assert image.dtype == labels.dtype == np.uint8
             seen |= set(np.unique(labels).tolist())

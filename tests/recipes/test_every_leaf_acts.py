@@ -145,7 +145,7 @@ class Outcome:
         if settings["data"]["root"] in ("???", "data/quickstart_scenes"):
             self.settings["data"]["root"] = str(root)
         reads: list[Any] = []
-        monkeypatch.setattr(check, "read_pair", lambda pair, table: reads.append(pair))
+        monkeypatch.setattr(check, "read_pair", lambda pair, source: reads.append(pair))
         self.run = config.assemble(self.settings, {})
         self.built = [*built(self.run), len(reads), Path(self.settings["run_dir"]).name]
 

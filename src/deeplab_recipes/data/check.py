@@ -1,14 +1,16 @@
 """Finding unusable data before training: sizes of all pairs by their headers, content of a sample."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from deeplab_recipes.data.dataset import OnCorrupt, open_picture, read_pair, require_same_size
-from deeplab_recipes.data.sources.base import Pair
+from deeplab_recipes.data.dataset import OnCorrupt
+from deeplab_recipes.data.reading import picture_size
+from deeplab_recipes.data.sources.base import Pair, Source, read_pair, require_same_size
 
 
-def check_pairs(pairs: list[Pair], table: np.ndarray, *, samples: int, on_corrupt: OnCorrupt = "raise") -> None:
+def check_pairs(pairs: Sequence[Pair], source: Source, *, samples: int, on_corrupt: OnCorrupt = "raise") -> None:
     """Compare image and label sizes of all pairs, and decode `samples` pairs spread evenly over them.
 
     With `on_corrupt="skip"` unusable pairs are left for training to skip and count, unless every pair of the
@@ -23,24 +25,25 @@ def check_pairs(pairs: list[Pair], table: np.ndarray, *, samples: int, on_corrup
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).astype(int)]
     with ThreadPoolExecutor(8) as pool:
         if on_corrupt == "skip":
-            problems = list(pool.map(lambda pair: _problem(pair, table), chosen))
+            problems = list(pool.map(lambda pair: _problem(pair, source), chosen))
             if all(problems):
                 raise ValueError(f"none of the {count} pairs looked at can be used. The first: {problems[0]}")
             return
-        for _ in pool.map(_check_sizes, pairs):
+        for _ in pool.map(
+            lambda pair: require_same_size(pair, picture_size(pair.image), source.label_size(pair)), pairs
+        ):
             pass
-        for _ in pool.map(lambda pair: read_pair(pair, table), chosen):
+        for _ in pool.map(lambda pair: read_pair(pair, source), chosen):
             pass
 
 
-def _problem(pair: Pair, table: np.ndarray) -> str | None:
+def _problem(pair: Pair, source: Source) -> str | None:
     try:
-        read_pair(pair, table)
+        read_pair(pair, source)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _check_sizes(pair: Pair) -> None:
-    with open_picture(pair.image) as image, open_picture(pair.label) as label:
-        require_same_size(pair, image.size[::-1], label.size[::-1])
+def _check_sizes(pair: Pair, source: Source) -> None:
+    require_same_size(pair, picture_size(pair.image), source.label_size(pair))

@@ -1,77 +1,21 @@
 """Reading pairs and turning them into samples; what a worker process runs."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deeplab_recipes.data.labels import IGNORE, decode_labels
+from deeplab_recipes.data.labels import IGNORE
+from deeplab_recipes.data.packed import Packed
 from deeplab_recipes.data.sampler import NOTHING, Draw
-from deeplab_recipes.data.sources.base import Pair, Source
+from deeplab_recipes.data.sources.base import Source, read_pair
 from deeplab_recipes.data.transforms import MEAN_PIXEL, EvaluationTransform, TrainingTransform
 
 OnCorrupt = Literal["raise", "skip"]
 BLANK_SIZE = 33  # the smallest image the models take
-
-
-@contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; what Pillow raises about a broken one becomes a ValueError that names the file."""
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = f"cannot be read as a picture ({error}); replace it or remove the pair"
-        raise ValueError(f"{path}: {reason}") from None
-
-
-def read_image(pair: Pair) -> np.ndarray:
-    """Decode a photograph to (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: if it cannot be decoded or has more than 8 bits a channel; names the file.
-    """
-    with open_picture(pair.image) as image:
-        if image.mode[0] in "IF":  # Pillow would clip their values to 255
-            raise ValueError(f"{pair.image}: an image must have 8 bits a channel, this one is {image.mode}")
-        return np.asarray(image.convert("RGB"))
-
-
-def read_labels(pair: Pair, table: np.ndarray) -> np.ndarray:
-    """Decode a label picture to (H, W) uint8 classes and 255.
-
-    Raises:
-        ValueError: if it cannot be decoded or holds a value outside the classes; names file and value.
-    """
-    with open_picture(pair.label) as picture:
-        stored = np.asarray(picture)
-    return decode_labels(stored, table, name=str(pair.label))
-
-
-def read_pair(pair: Pair, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return image (H, W, 3) and labels (H, W).
-
-    Raises:
-        ValueError: as `read_image` and `read_labels`, or if their sizes differ.
-    """
-    image, labels = read_image(pair), read_labels(pair, table)
-    require_same_size(pair, image.shape[:2], labels.shape)
-    return image, labels
-
-
-def require_same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> None:
-    """Raise ValueError that names both files if the (height, width) of an image and of its labels differ."""
-    if image != label:
-        raise ValueError(
-            f"{pair.image} is {image[1]} x {image[0]} pixels but {pair.label} is {label[1]} x {label[0]}; "
-            "an image and its labels must have the same size"
-        )
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):
@@ -81,7 +25,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     transform adds. Training samples are asked for by `Draw`, evaluation samples by index.
 
     Args:
-        source: the data set, for its label table.
+        source: the data set.
         split: the part.
         transform: a `TrainingTransform` or an `EvaluationTransform`.
         seed: of the training draws.
@@ -98,8 +42,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         on_corrupt: OnCorrupt = "raise",
     ) -> None:
-        self.table, self.split, self.transform = source.table, split, transform
-        self.pairs = source.pairs(split)
+        self.source, self.split, self.transform = source, split, transform
+        self.pairs = Packed(source.pairs(split))
         self.seed, self.on_corrupt = seed, on_corrupt
 
     def __len__(self) -> int:
@@ -111,7 +55,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             return {**_blank((BLANK_SIZE, BLANK_SIZE)), "index": index, "corrupt": False}
         corrupt = False
         try:
-            image, labels = read_pair(self.pairs[index], self.table)
+            image, labels = read_pair(self.pairs[index], self.source)
         except ValueError:
             if self.on_corrupt == "raise":
                 raise

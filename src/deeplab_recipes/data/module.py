@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from deeplab_recipes.data.check import check_pairs
 from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
 from deeplab_recipes.data.device import normalize, prepare
+from deeplab_recipes.data.files import size_of
 from deeplab_recipes.data.sampler import EvaluationSampler, TrainingSampler
 from deeplab_recipes.data.sources.base import Source
 from deeplab_recipes.data.transforms import (
@@ -149,7 +150,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         for split, training in (("train", True), ("validation", False)):
             dataset = self.dataset(split, training=training)
-            check_pairs(dataset.pairs, dataset.table, samples=self.check_samples, on_corrupt=self.on_corrupt)
+            check_pairs(dataset.pairs, dataset.source, samples=self.check_samples, on_corrupt=self.on_corrupt)
 
     def sampler(
         self, *, rank: int = 0, world_size: int = 1, steps_done: Callable[[], int] | None = None
@@ -203,8 +204,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         digest = hashlib.sha256("\n".join(self.source.classes).encode())
         for split, training in (("train", True), ("validation", False)):
             for pair in self.dataset(split, training=training).pairs:
-                for path in (pair.image, pair.label):
-                    digest.update(f"{split}/{path.name}:{path.stat().st_size}\n".encode())
+                for file in (pair.image, pair.label):
+                    digest.update(f"{split}/{file.name}:{size_of(file)}\n".encode())
         return digest.hexdigest()
 
     def _dtype(self) -> torch.dtype:

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from deeplab_recipes.data.labels import shifted_encoding
-from deeplab_recipes.data.sources.base import Colour, Pair, pair_by_stem, require_folder, require_split
+from deeplab_recipes.data.sources.base import Colour, NumberedLabels, Pair, pair_by_stem, require_folder, require_split
 
 FOLDERS = {"train": "training", "validation": "validation"}
 # Grey photographs that Composer leaves out of training.
@@ -22,7 +22,7 @@ def _read_classes() -> tuple[tuple[str, ...], tuple[Colour, ...]]:
 CLASSES, PALETTE = _read_classes()
 
 
-class ADE20k:
+class ADE20k(NumberedLabels):
     """ADE20k: images/{training,validation}/*.jpg and annotations/{training,validation}/*.png.
 
     Stored labels are 0 = unlabelled (ignored) and 1..150.

@@ -1,4 +1,4 @@
-"""What a data source is: pairs of image and label files, class names, colours and a label encoding."""
+"""What a data source is: pairs of image and label files, class names, colours, and how labels are read."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +7,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from deeplab_recipes.data.files import File
+from deeplab_recipes.data.reading import picture_size, read_image, read_labels
+
 Colour = tuple[int, int, int]
 
 
@@ -14,21 +17,66 @@ Colour = tuple[int, int, int]
 class Pair:
     """One photograph and its labels, as files."""
 
-    image: Path
-    label: Path
+    image: File
+    label: File
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set on disk. `table` maps stored label values to classes, see `data.labels`."""
+    """A data set on disk. Loader processes get copies of it, so it has to be small and picklable."""
 
     classes: tuple[str, ...]
     palette: tuple[Colour, ...]
-    table: np.ndarray
 
     def pairs(self, split: str) -> list[Pair]:
         """Return the pairs of a part ("train" or "validation") in a fixed order."""
         ...
+
+    def labels(self, pair: Pair) -> np.ndarray:
+        """Return a pair's labels (H, W) uint8: classes and 255, which is ignored.
+
+        Raises:
+            ValueError: if they cannot be read or hold what is no class; names the file.
+        """
+        ...
+
+    def label_size(self, pair: Pair) -> tuple[int, int]:
+        """Return (height, width) of a pair's labels, if possible without reading them whole."""
+        ...
+
+
+class NumberedLabels:
+    """A source whose label pictures hold a number for each pixel; `table` gives its class, see `data.labels`."""
+
+    table: np.ndarray
+
+    def labels(self, pair: Pair) -> np.ndarray:
+        """Return classes (H, W) and 255; see `read_labels`."""
+        return read_labels(pair.label, self.table)
+
+    def label_size(self, pair: Pair) -> tuple[int, int]:
+        """Return (height, width)."""
+        return picture_size(pair.label)
+
+
+def read_pair(pair: Pair, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Return image (H, W, 3) and labels (H, W), both uint8.
+
+    Raises:
+        ValueError: if one cannot be read, or their sizes differ; names the file.
+    """
+    image, labels = read_image(pair.image), source.labels(pair)
+    require_same_size(pair, image.shape[:2], labels.shape)
+    return image, labels
+
+
+def require_same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+    """Raise ValueError that names both files if the (height, width) of an image and of its labels differ."""
+    if image != label:
+        raise ValueError(
+            f"{pair.image} is {image[1]} x {image[0]} pixels but {pair.label} is {label[1]} x {label[0]}; "
+            "an image and its labels must have the same size"
+        )
 
 
 def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = (".jpg",)) -> list[Pair]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from deeplab_recipes.data.labels import plain_encoding
-from deeplab_recipes.data.sources.base import Colour, Pair, pair_by_stem, require_folder, require_split
+from deeplab_recipes.data.sources.base import Colour, NumberedLabels, Pair, pair_by_stem, require_folder, require_split
 
 CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
@@ -16,7 +16,7 @@ UNLABELLED = 11
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
-class CamVid:
+class CamVid(NumberedLabels):
     """CamVid with 11 classes; the stored value 11 (unlabelled) is ignored.
 
     Args:

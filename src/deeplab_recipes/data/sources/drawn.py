@@ -5,10 +5,10 @@ from pathlib import Path
 from deeplab_recipes.data.labels import shifted_encoding
 from deeplab_recipes.data.sources import shapes
 from deeplab_recipes.data.sources.ade20k import FOLDERS
-from deeplab_recipes.data.sources.base import Pair, pair_by_stem, require_split
+from deeplab_recipes.data.sources.base import NumberedLabels, Pair, pair_by_stem, require_split
 
 
-class DrawnScenes:
+class DrawnScenes(NumberedLabels):
     """Scenes drawn on first use and kept on disk in ADE20k's layout (stored labels 0 = ignored, then 1..C).
 
     Args:

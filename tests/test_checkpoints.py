@@ -245,6 +245,14 @@ def test_another_task_is_refused(theirs, message):
         require_same_task("old.ckpt", theirs, CARD)
 
 
+@pytest.mark.parametrize("key", ["auxiliary_head", "freeze_batchnorm"])
+def test_older_checkpoint_lacks_arguments_that_came_later(key):
+    now = changed(model={**CARD["model"], key: False})
+    require_same_task("old.ckpt", CARD, now)
+    with pytest.raises(ValueError, match=f"model.{key} is False there and True here"):
+        require_same_task("old.ckpt", CARD, changed(model={**CARD["model"], key: True}))
+
+
 # In training
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from deeplab_recipes.cli import report_errors
+
 REPOSITORY = Path(__file__).parents[1]
 WITHOUT_TORCH = """
 import sys
@@ -40,6 +42,14 @@ def test_plan_needs_no_data() -> None:
     assert "devices: 8 -> 1" in done.stdout
 
 
+def test_plan_counts_the_auxiliary_head() -> None:
+    """mmsegmentation's R-101-D8 DeepLabV3+ has 62.68 million parameters with it."""
+    command = [sys.executable, "-m", "deeplab_recipes", "plan", "+recipe=ade20k_mmseg_160k", "measure=false"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for words in ("62,682,876", "160,000 (126.7 epochs of 1,263)", "45.47 mIoU (keep_ratio)"):
+        assert words in done.stdout
+
+
 def test_yamls_travel_with_the_wheel(tmp_path: Path) -> None:
     build = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
     wheel = next(build.WheelBuilder(str(REPOSITORY)).build(directory=str(tmp_path), versions=["standard"]))
@@ -49,3 +59,21 @@ def test_yamls_travel_with_the_wheel(tmp_path: Path) -> None:
     assert "deeplab_recipes/data/sources/ade20k_classes.csv" in names
     # Hydra finds the sweeper in its namespace package, which other distributions share.
     assert [name for name in names if name.startswith("hydra_plugins/")] == ["hydra_plugins/deeplab_recipes_sweeps.py"]
+
+
+def test_defect_keeps_its_traceback() -> None:
+    """A RuntimeError that is nobody's input, nor another process's end, is for whoever mends the program."""
+    for message in ("shape '[2, 3]' is invalid for input of size 5", "NCCL error: unhandled system error"):
+        with pytest.raises(RuntimeError, match=message[:5]):
+            report_errors(lambda message=message: failing(RuntimeError(message)))
+
+
+@pytest.mark.parametrize("words", ["Connection closed by peer [127.0.0.1]:1", "NCCL communicator was aborted"])
+def test_process_that_lost_another_says_so(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="another process of this run did"):
+        report_errors(lambda: failing(RuntimeError(words)))
+    assert f"error: {words}" in capsys.readouterr().err  # it may be the network after all
+
+
+def failing(error: Exception) -> None:
+    raise error

@@ -45,12 +45,12 @@ class Reporter(pl.Callback):
         self.losses: list[dict[str, Tensor]] = []
         self.seconds = 0.0
         self.rates: list[float] = []
+        self._earlier_rates: list[float] = []
         self._window = self._printed = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar, and cut rows off metrics.csv that the resumed run will write again."""
-        if trainer.is_global_zero:
-            self.seconds = _keep_rows(self.csv_path, trainer.global_step)
+        self._go_on(trainer, trainer.global_step)
         total = int(trainer.estimated_stepping_batches)
         visible = self.progress and trainer.is_global_zero and sys.stderr.isatty()
         self.bar = tqdm(
@@ -106,10 +106,18 @@ class Reporter(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take them back."""
+        """Take them back, and the time: a run that has only its last evaluation to do does not start training."""
+        self._go_on(trainer, checkpoint["global_step"])
         if PENDING in checkpoint:
             names, table = checkpoint[PENDING]["names"], checkpoint[PENDING]["table"].to(pl_module.device)
             self.losses = [dict(zip(names, row, strict=True)) for row in table]
+
+    def _go_on(self, trainer: pl.Trainer, step: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        rows = _keep_rows(self.csv_path, step)
+        self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
+        self._earlier_rates = [float(rate) for row in rows if (rate := row["images_per_second"])]
 
     def _collected(self, trainer: pl.Trainer) -> tuple[list[str], Tensor]:
         """Return the names of the losses, and a row of them for each step, the mean over devices."""
@@ -139,8 +147,11 @@ class Reporter(pl.Callback):
         self._window = time.perf_counter()
 
     def images_per_second(self) -> float:
-        """Return the median rate, the first window (which warms up) left out where there are others."""
-        rates = sorted(self.rates[1:] or self.rates)
+        """Return the median rate, the first window (which warms up) left out where there are others.
+
+        Where nothing was left to train, the rates are those of the time before the run was resumed.
+        """
+        rates = sorted(self.rates[1:] or self.rates or self._earlier_rates)
         return rates[len(rates) // 2] if rates else 0.0
 
     def _refuse_nonfinite(self, trainer: pl.Trainer, losses: Tensor) -> None:
@@ -204,14 +215,14 @@ def _epoch(trainer: pl.Trainer) -> float:
     return trainer.global_step / max(per_epoch, 1) if math.isfinite(per_epoch) else 0.0  # nothing was trained yet
 
 
-def _keep_rows(path: Path, step: int) -> float:
-    """Cut off the rows after `step`, and one that a killed run did not end; return the last's seconds."""
+def _keep_rows(path: Path, step: int) -> list[dict[str, str]]:
+    """Cut off the rows after `step`, and one that a killed run did not end; return the others."""
     if not path.exists():
-        return 0.0
+        return []
     lines = path.read_text().splitlines(keepends=True)
     rows = [row for row in csv.DictReader(line for line in lines if line.endswith("\n")) if int(row["step"]) <= step]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(rows)
-    return float(rows[-1]["seconds"]) if rows else 0.0
+    return rows

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,23 @@ SAVED_OFTEN = [*LENGTH, "trainer.max_epochs=40", f"trainer.max_steps={MANY_STEPS
 class Watch(pl.Callback):
     """Writes the samples of each step to a file, and sends this process a signal in a given step."""
 
-    def __init__(self, path: Path, *, signal_at: int | None = None, notice: int = signal.SIGTERM) -> None:
-        self.path, self.signal_at, self.notice = path, signal_at, notice
+    def __init__(self, path: Path, *, signal_at: int | None = None, notices: Sequence[int] = ()) -> None:
+        self.path, self.signal_at, self.notices = path, signal_at, notices
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
         with self.path.open("a") as file:
             print(trainer.global_step + 1, *batch["index"].tolist(), file=file)
         if trainer.global_step + 1 == self.signal_at:
-            os.kill(os.getpid(), self.notice)
+            for notice in self.notices:
+                os.kill(os.getpid(), notice)
 
 
-def attempt(run: Run, *, signal_at: int | None = None, notice: int = signal.SIGTERM) -> int:
+def attempt(run: Run, *, signal_at: int | None = None, notices: Sequence[int] = (signal.SIGTERM,)) -> int:
     """Train or go on; returns the exit code that the process would have."""
     rank = os.environ.get("RANK", "0")
     run.run_dir.mkdir(parents=True, exist_ok=True)
     mine = signal_at if rank == "0" else None  # the others hear of it from the first
-    run.lightning.callbacks.insert(0, Watch(run.run_dir / f"samples.{rank}", signal_at=mine, notice=notice))
+    run.lightning.callbacks.insert(0, Watch(run.run_dir / f"samples.{rank}", signal_at=mine, notices=notices))
     try:
         train(run, resume="auto")
     except Stopped as stop:
@@ -92,6 +94,22 @@ def wait_for_steps(samples: Path, count: int) -> None:
         time.sleep(0.005)
 
 
+def interrupt_twice(root: str, run_dir: str) -> None:
+    """Ctrl-C twice in the fourth step: the second does not wait for its end."""
+    try:
+        attempt(built(root, run_dir, *LENGTH), signal_at=4, notices=(signal.SIGINT, signal.SIGINT))
+    except KeyboardInterrupt:
+        print("interrupted")
+    attempt(built(root, run_dir, *LENGTH))
+
+
+def stop_with_auxiliary_head(root: str, folder: str) -> None:
+    settings = [*LENGTH, "model.auxiliary_head=true", "loss.auxiliary=0.4"]
+    attempt(built(root, Path(folder) / "whole", *settings))
+    attempt(built(root, Path(folder) / "stopped", *settings), signal_at=4)
+    attempt(built(root, Path(folder) / "stopped", *settings))
+
+
 class SignalWhileStarting(pl.Callback):
     """Sends this process SIGTERM when Lightning's handler is in place, and ours is not yet."""
 
@@ -127,10 +145,13 @@ class SignalInEvaluation(pl.Callback):
 
 def stop_in_evaluation(root: str, run_dir: str, step: str, notice: str) -> None:
     """Print the exit code, or the exception that the command would turn into one."""
-    run = built(root, run_dir, *LENGTH, "trainer.evaluate_every=1.0")
-    run.lightning.callbacks.append(SignalInEvaluation(int(step), int(notice)))
+    devices = os.environ.get("WORLD_SIZE", "1")
+    run = built(root, run_dir, *LENGTH, "trainer.evaluate_every=1.0", f"trainer.devices={devices}")
+    if os.environ.get("RANK", "0") == "0":
+        run.lightning.callbacks.append(SignalInEvaluation(int(step), int(notice)))
     try:
-        print("code", attempt(run))
+        code = attempt(run)
+        print(f"[{os.environ.get('RANK', '0')}] code {code}")
     except KeyboardInterrupt:
         print("interrupted")
 

@@ -145,9 +145,21 @@ def test_last_checkpoint_knows_the_best_even_if_that_is_the_end(run: Callable[..
 def test_run_killed_before_its_record_still_gets_one(run: Callable[..., tuple[Path, Settings]]) -> None:
     folder, result = run("a")
     (folder / "result.json").write_text(json.dumps({**result, "status": "running"}))
+    before = rows(folder)
     _, again = run("a", resume="auto")
     assert again["status"] == "finished"
+    assert rows(folder)[:-1] == before
+    assert rows(folder)[-1] == before[-1]  # evaluated once more, and the time is still known
+    assert again["images_per_second"] > 0
     assert json.dumps(again["evaluations"][0]) == json.dumps(result["evaluations"][0])
+
+
+def test_finished_checkpoint_has_nothing_left_for_another_run(run: Callable[..., tuple[Path, Settings]]) -> None:
+    folder, _ = run("a")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match="has done 5 steps and this run is to have 5: nothing is left"):
+        run("b", resume=checkpoint)
+    assert not (folder.parent / "b").exists()
 
 
 @pytest.mark.parametrize("key", ["optimizer.lr=0.5", "seed=3", "batch_size=2"])

@@ -134,7 +134,7 @@ def test_signal_in_an_evaluation(step, notice, tiny_sets, tmp_path):
     root, run = tiny_sets["ADE20k"], tmp_path / "run"
     printed = forked.run("stopping", "stop_in_evaluation", 1, root, run, step, int(notice))
     assert f"stopped: {notice.name} after step {step}; go on" in printed
-    assert "code 75" in printed
+    assert "[0] code 75" in printed
     assert json.loads((run / "result.json").read_text())["status"].startswith(f"stopped: {notice.name}")
     forked.run("stopping", "train_evaluated_by_epoch", 1, root, tmp_path / "whole")
     if step < STEPS:  # killed in the evaluation after all
@@ -152,4 +152,27 @@ def test_ctrl_c_in_the_last_evaluation(tiny_sets, tmp_path):
         "stopping", "stop_in_evaluation", 1, tiny_sets["ADE20k"], tmp_path / "run", STEPS, int(signal.SIGINT)
     )
     assert f"stopped: SIGINT after step {STEPS}; go on" in printed
-    assert "code 130" in printed
+    assert "[0] code 130" in printed
+
+
+@pytest.mark.parametrize("step", [3, STEPS])
+def test_signal_in_an_evaluation_on_two_devices(step, tiny_sets, tmp_path):
+    printed = forked.run(
+        "stopping", "stop_in_evaluation", 2, tiny_sets["ADE20k"], tmp_path / "run", step, int(signal.SIGTERM)
+    )
+    assert f"stopped: SIGTERM after step {step}; go on" in printed
+    assert "[0] code 75" in printed
+    assert "[1] code 0" in printed
+
+
+def test_second_ctrl_c_stops_at_once(tiny_sets, tmp_path):
+    root, run = tiny_sets["ADE20k"], tmp_path / "run"
+    assert "interrupted" in forked.run("stopping", "interrupt_twice", 1, root, run)
+    steps = [int(line.split()[0]) for line in (run / "samples.0").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 3, 4, 5, 6, 7]  # the checkpoint of the evaluation after step 2 is what there is
+
+
+def test_losses_of_the_auxiliary_head_are_kept_over_a_stop(tiny_sets, tmp_path):
+    forked.run("stopping", "stop_with_auxiliary_head", 1, tiny_sets["ADE20k"], tmp_path)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert all(row["auxiliary"] for row in rows(tmp_path / "whole") if row["loss"])

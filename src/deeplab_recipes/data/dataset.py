@@ -1,17 +1,19 @@
 """Reading pairs and turning them into samples; what a worker process runs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import Packed
+from deeplab_recipes.data.reading import Decoded, Photograph
 from deeplab_recipes.data.sampler import NOTHING, Draw
-from deeplab_recipes.data.sources.base import Source, read_pair
+from deeplab_recipes.data.sources.base import Source, open_pair
 from deeplab_recipes.data.transforms import MEAN_PIXEL, EvaluationTransform, TrainingTransform
 
 OnCorrupt = Literal["raise", "skip"]
@@ -50,39 +52,71 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return len(self.pairs)
 
     def __getitem__(self, key: Draw | int) -> dict[str, Any]:
+        """Return one sample."""
         index = key.index if isinstance(key, Draw) else int(key)
         if index == NOTHING:
-            return {**_blank((BLANK_SIZE, BLANK_SIZE)), "index": index, "corrupt": False}
+            return {"image": _blank().pixels(), "label": _ignored(), "index": index, "corrupt": False}
+        return self._sample(key, index)
+
+    def __getitems__(self, keys: Sequence[Draw | int]) -> list[dict[str, Any]] | dict[str, Tensor]:
+        """Return training samples as the batch that `collate` would make of them, made in place."""
+        if isinstance(self.transform, EvaluationTransform):
+            return [self[key] for key in keys]
+        size = self.transform.crop_size
+        images, labels = _room(len(keys), *size, 3), _room(len(keys), *size)
+        rest = []
+        for key, image, label in zip(keys, images.numpy(), labels.numpy(), strict=True):
+            sample = self._sample(key, key.index, image_out=image, label_out=label)
+            rest.append({name: value for name, value in sample.items() if name not in ("image", "label")})
+        return {"image": images.permute(0, 3, 1, 2), "label": labels, **_stacked(rest)}
+
+    def _sample(self, key: Draw | int, index: int, **out: np.ndarray) -> dict[str, Any]:
         corrupt = False
         try:
-            image, labels = read_pair(self.pairs[index], self.source)
+            sample = self._transform(*open_pair(self.pairs[index], self.source), key, **out)
         except ValueError:
             if self.on_corrupt == "raise":
                 raise
             corrupt = True
-            blank = _blank((BLANK_SIZE, BLANK_SIZE))
-            image, labels = blank["image"], blank["label"]
-        sample = self._transform(image, labels, key)
+            sample = self._transform(_blank(), _ignored(), key, **out)
         return {**sample, "index": index, "corrupt": corrupt}
 
-    def _transform(self, image: np.ndarray, labels: np.ndarray, key: Draw | int) -> dict[str, np.ndarray]:
+    def _transform(
+        self, photograph: Photograph, labels: np.ndarray, key: Draw | int, **out: np.ndarray
+    ) -> dict[str, np.ndarray]:
         if isinstance(self.transform, EvaluationTransform):
-            return self.transform(image, labels)
+            return self.transform(photograph.pixels(), labels)
         if not isinstance(key, Draw):
             raise TypeError("a training sample is asked for by Draw(epoch, index)")
         rng = np.random.default_rng([self.seed, key.epoch, key.index])
-        return self.transform(image, labels, rng)
+        return self.transform(photograph, labels, rng, **out)
 
 
-def _blank(size: tuple[int, int]) -> dict[str, np.ndarray]:
-    image = np.empty((*size, 3), np.uint8)
-    image[:] = MEAN_PIXEL
-    return {"image": image, "label": np.full(size, IGNORE, np.uint8)}
+def _blank() -> Decoded:
+    return Decoded(np.full((BLANK_SIZE, BLANK_SIZE, 3), MEAN_PIXEL, np.uint8))
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+def _ignored() -> np.ndarray:
+    return np.full((BLANK_SIZE, BLANK_SIZE), IGNORE, np.uint8)
+
+
+def _room(*shape: int) -> Tensor:
+    """Return an empty uint8 tensor; in a loader process, in memory that the main process sees without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+
+
+def _stacked(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+
+
+def collate(samples: Sequence[dict[str, Any]] | dict[str, Tensor]) -> dict[str, Tensor]:
     """Stack samples of one size; images become (B, 3, H, W) uint8 (in channels-last memory, for free)."""
-    batch = {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+    if isinstance(samples, dict):  # a batch already
+        return samples
+    batch = _stacked(samples)
     batch["image"] = batch["image"].permute(0, 3, 1, 2)
     return batch
 

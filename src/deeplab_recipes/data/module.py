@@ -50,6 +50,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         scale_range, max_class_share, flip: see `TrainingTransform`.
         photometric: whose colour changes, "square", "keep_ratio" or "none".
         protocol: evaluation protocol, "square" or "keep_ratio".
+        reduced_decoding: see `TrainingTransform`.
         evaluate_sizes: the size of each protocol, as `EvaluationTransform` reads it.
         mean, std: normalisation, in levels of 0..255.
         workers: loader processes per device, or "auto".
@@ -77,6 +78,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         scale_range: Sequence[float] = (0.5, 2.0),
         max_class_share: float = 0.75,
         flip: float = 0.5,
+        reduced_decoding: bool = False,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         workers: int | str = "auto",
@@ -105,6 +107,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             max_class_share=_fraction("data.max_class_share", max_class_share),
             flip=_fraction("data.flip", flip),
             photometric=photometric,
+            reduced_decoding=reduced_decoding,
         )
         self.evaluate_sizes = {
             _require("data.evaluate_sizes", name, PIPELINES): _size(f"data.evaluate_sizes.{name}", size)

@@ -5,6 +5,7 @@ antialiasing), padded on all sides. `keep_ratio` is mmsegmentation's: the aspect
 antialiasing), padded right and below.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from deeplab_recipes.data.cropping import Box, Pipeline, crop_image, crop_labels
 from deeplab_recipes.data.labels import IGNORE
+from deeplab_recipes.data.reading import Photograph
 
-Pipeline = Literal["square", "keep_ratio"]
 Photometric = Literal["square", "keep_ratio", "none"]
 Size = tuple[int, int]
 MEAN_PIXEL = (123, 116, 103)
@@ -61,31 +63,42 @@ def resize_labels(labels: np.ndarray, size: Size, pipeline: Pipeline) -> np.ndar
 
 def is_varied(labels: np.ndarray, max_class_share: float) -> bool:
     """Whether a crop has at least two classes and none fills `max_class_share` of its labelled pixels."""
-    counts = np.bincount(labels.ravel(), minlength=256)[:IGNORE]
+    counts = cv2.calcHist([labels], [0], None, [256], [0, 256])[:IGNORE]
     return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < max_class_share
 
 
 def draw_crop(
-    labels: np.ndarray, crop: Size, max_class_share: float, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Draw (top, left, height, width) inside labels (H, W); redrawn up to ten times until `is_varied`.
+    size: Size, crop: Size, max_class_share: float, rng: np.random.Generator, look: Callable[[Box], np.ndarray]
+) -> tuple[Box, np.ndarray]:
+    """Draw a box inside a picture; redrawn up to ten times until the labels in it are varied.
 
     Where the picture is smaller than the crop, all of it is taken in that direction. After ten failures the
     eleventh draw stands, as in both originals.
+
+    Args:
+        size: (height, width) of the picture.
+        crop: (height, width) of the box.
+        max_class_share: see `is_varied`.
+        rng: where the draws come from.
+        look: gives the labels in a box.
+
+    Returns:
+        The box and the labels in it.
     """
-    height, width = min(crop[0], labels.shape[0]), min(crop[1], labels.shape[1])
-    free = labels.shape[0] - height, labels.shape[1] - width
+    height, width = min(crop[0], size[0]), min(crop[1], size[1])
+    free = size[0] - height, size[1] - width
 
-    def draw() -> tuple[int, int]:
-        return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
+    def draw() -> tuple[Box, np.ndarray]:
+        box = Box(int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1)), height, width)
+        return box, look(box)
 
-    top, left = draw()
+    box, labels = draw()
     if max_class_share < 1 and any(free):
         for _ in range(CROP_TRIES):
-            if is_varied(labels[top : top + height, left : left + width], max_class_share):
+            if is_varied(labels, max_class_share):
                 break
-            top, left = draw()
-    return top, left, height, width
+            box, labels = draw()
+    return box, labels
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,8 @@ class TrainingTransform:
         max_class_share: a crop is drawn again when one class fills this share of it; 1 switches the rule off.
         flip: probability of a horizontal flip.
         photometric: which original's colour changes to draw, or "none".
+        reduced_decoding: decode a JPEG at 1/2, 1/4 or 1/8 of its size where it is going to be at most that large. It
+            takes less time, and differs where the original shrinks without smoothing, as "keep_ratio" does.
     """
 
     pipeline: Pipeline
@@ -160,37 +175,71 @@ class TrainingTransform:
     max_class_share: float = 0.75
     flip: float = 0.5
     photometric: Photometric = "none"
+    reduced_decoding: bool = False
 
-    def __call__(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return image (H, W, 3), label (H, W), content (top, left, height, width) and colour (5,)."""
+    def __call__(
+        self,
+        photograph: Photograph,
+        labels: np.ndarray,
+        rng: np.random.Generator,
+        *,
+        image_out: np.ndarray | None = None,
+        label_out: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Make a sample. Scale and crop are drawn before a pixel is decoded, and only what the crop shows is resized.
+
+        Args:
+            photograph: the image.
+            labels: (H, W) uint8 of the same size.
+            rng: where the draws come from.
+            image_out, label_out: where the sample is written, if not to new arrays.
+
+        Returns:
+            image (H, W, 3), label (H, W), content (top, left, height, width) and colour (5,).
+        """
         size = resized_size(self.pipeline, labels.shape, self.base_size, rng.uniform(*self.scale_range))
-        image = resize_image(image, size, self.pipeline)
-        labels = resize_labels(labels, size, self.pipeline)
-        top, left, height, width = draw_crop(labels, self.crop_size, self.max_class_share, rng)
-        image = image[top : top + height, left : left + width]
-        labels = labels[top : top + height, left : left + width]
-        if rng.random() < self.flip:
-            image, labels = cv2.flip(image, 1), cv2.flip(labels, 1)  # much faster than copying image[:, ::-1]
+
+        def look(box: Box) -> np.ndarray:
+            return crop_labels(labels, size, box, self.pipeline)
+
+        box, chosen = draw_crop(size, self.crop_size, self.max_class_share, rng, look)
+        flip = rng.random() < self.flip
         colour = draw_colour(self.photometric, rng)
-        return {**pad(image, labels, self.crop_size, self.pipeline), "colour": colour}
+        image = crop_image(self._reduced(photograph, size), size, box, self.pipeline)
+        if flip:
+            image, chosen = cv2.flip(image, 1), cv2.flip(chosen, 1)  # much faster than copying image[:, ::-1]
+        image_out = np.empty((*self.crop_size, 3), np.uint8) if image_out is None else image_out
+        label_out = np.empty(self.crop_size, np.uint8) if label_out is None else label_out
+        content = place(image, chosen, image_out, label_out, self.pipeline)
+        return {"image": image_out, "label": label_out, "content": content, "colour": colour}
+
+    def _reduced(self, photograph: Photograph, size: Size) -> Photograph:
+        """Have it decoded at a half, a quarter or an eighth where the sample is smaller still."""
+        if not self.reduced_decoding:
+            return photograph
+        shrinks = min(photograph.shape[0] / size[0], photograph.shape[1] / size[1])
+        factor = next((f for f in (8, 4, 2) if shrinks >= f), 1)
+        return photograph.reduced(factor) if factor > 1 else photograph
 
 
-def pad(image: np.ndarray, labels: np.ndarray, size: Size, pipeline: Pipeline) -> dict[str, np.ndarray]:
-    """Pad to `size` with the mean pixel and 255: evenly ("square") or right and below ("keep_ratio").
+def place(
+    image: np.ndarray, labels: np.ndarray, image_out: np.ndarray, label_out: np.ndarray, pipeline: Pipeline
+) -> np.ndarray:
+    """Write a crop into a sample. Around it come the mean pixel and 255: evenly ("square") or right and below.
 
-    `content` in the result is the (top, left, height, width) of what is not padding.
+    Returns:
+        The (top, left, height, width) of what is not padding.
     """
-    height, width = labels.shape
+    (height, width), size = labels.shape, label_out.shape
     centred = pipeline == "square"
     top = (size[0] - height) // 2 if centred else 0
     left = (size[1] - width) // 2 if centred else 0
-    padded = np.empty((*size, 3), np.uint8)
-    padded.reshape(size[0], -1)[:] = np.tile(np.uint8(MEAN_PIXEL), size[1])  # by rows: pixels are slow
-    padded[top : top + height, left : left + width] = image
-    padded_labels = np.full(size, IGNORE, np.uint8)
-    padded_labels[top : top + height, left : left + width] = labels
-    content = np.array([top, left, height, width], np.int32)
-    return {"image": padded, "label": padded_labels, "content": content}
+    if (height, width) != size:
+        image_out.reshape(size[0], -1)[:] = np.tile(np.uint8(MEAN_PIXEL), size[1])  # by rows: pixels are slow
+        label_out[:] = IGNORE
+    image_out[top : top + height, left : left + width] = image
+    label_out[top : top + height, left : left + width] = labels
+    return np.array([top, left, height, width], np.int32)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from deeplab_recipes.data.files import File
-from deeplab_recipes.data.reading import picture_size, read_image, read_labels
+from deeplab_recipes.data.reading import Photograph, open_photograph, picture_size, read_labels
 
 Colour = tuple[int, int, int]
 
@@ -59,15 +59,25 @@ class NumberedLabels:
         return picture_size(pair.label)
 
 
-def read_pair(pair: Pair, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Return image (H, W, 3) and labels (H, W), both uint8.
+def open_pair(pair: Pair, source: Source) -> tuple[Photograph, np.ndarray]:
+    """Return the photograph, to be decoded as far as it is needed, and labels (H, W) uint8.
 
     Raises:
         ValueError: if one cannot be read, or their sizes differ; names the file.
     """
-    image, labels = read_image(pair.image), source.labels(pair)
-    require_same_size(pair, image.shape[:2], labels.shape)
-    return image, labels
+    photograph, labels = open_photograph(pair.image), source.labels(pair)
+    require_same_size(pair, photograph.shape, labels.shape)
+    return photograph, labels
+
+
+def read_pair(pair: Pair, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Return image (H, W, 3) and labels (H, W), both uint8.
+
+    Raises:
+        ValueError: as `open_pair`.
+    """
+    photograph, labels = open_pair(pair, source)
+    return photograph.pixels(), labels
 
 
 def require_same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> None:

@@ -63,8 +63,18 @@ def resize_labels(labels: np.ndarray, size: Size, pipeline: Pipeline) -> np.ndar
 
 def is_varied(labels: np.ndarray, max_class_share: float) -> bool:
     """Whether a crop has at least two classes and none fills `max_class_share` of its labelled pixels."""
-    counts = cv2.calcHist([labels], [0], None, [256], [0, 256])[:IGNORE]
+    likely = int(_counts(np.ascontiguousarray(labels[::4, ::4])).argmax())
+    count, labelled = np.count_nonzero(labels == likely), np.count_nonzero(labels != IGNORE)
+    if count == labelled or count / labelled >= max_class_share:
+        return False
+    if count and (labelled - count) / labelled < max_class_share:  # no other class can fill that share
+        return True
+    counts = _counts(labels)  # takes longer than all of the above, and is hardly ever needed
     return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < max_class_share
+
+
+def _counts(labels: np.ndarray) -> np.ndarray:
+    return cv2.calcHist([labels], [0], None, [256], [0, 256])[:IGNORE]
 
 
 def draw_crop(
@@ -206,11 +216,9 @@ class TrainingTransform:
         flip = rng.random() < self.flip
         colour = draw_colour(self.photometric, rng)
         image = crop_image(self._reduced(photograph, size), size, box, self.pipeline)
-        if flip:
-            image, chosen = cv2.flip(image, 1), cv2.flip(chosen, 1)  # much faster than copying image[:, ::-1]
         image_out = np.empty((*self.crop_size, 3), np.uint8) if image_out is None else image_out
         label_out = np.empty(self.crop_size, np.uint8) if label_out is None else label_out
-        content = place(image, chosen, image_out, label_out, self.pipeline)
+        content = place(image, chosen, image_out, label_out, self.pipeline, flip=flip)
         return {"image": image_out, "label": label_out, "content": content, "colour": colour}
 
     def _reduced(self, photograph: Photograph, size: Size) -> Photograph:
@@ -223,7 +231,13 @@ class TrainingTransform:
 
 
 def place(
-    image: np.ndarray, labels: np.ndarray, image_out: np.ndarray, label_out: np.ndarray, pipeline: Pipeline
+    image: np.ndarray,
+    labels: np.ndarray,
+    image_out: np.ndarray,
+    label_out: np.ndarray,
+    pipeline: Pipeline,
+    *,
+    flip: bool,
 ) -> np.ndarray:
     """Write a crop into a sample. Around it come the mean pixel and 255: evenly ("square") or right and below.
 
@@ -237,8 +251,12 @@ def place(
     if (height, width) != size:
         image_out.reshape(size[0], -1)[:] = np.tile(np.uint8(MEAN_PIXEL), size[1])  # by rows: pixels are slow
         label_out[:] = IGNORE
-    image_out[top : top + height, left : left + width] = image
-    label_out[top : top + height, left : left + width] = labels
+    for pixels, out in ((image, image_out), (labels, label_out)):
+        inside = out[top : top + height, left : left + width]
+        if flip and (height, width) == size:
+            cv2.flip(pixels, 1, dst=out)  # much faster than copying pixels[:, ::-1]
+        else:
+            inside[:] = cv2.flip(pixels, 1) if flip else pixels
     return np.array([top, left, height, width], np.int32)
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from deeplab_recipes.data.files import File
+from deeplab_recipes.data.files import File, Piece
 from deeplab_recipes.data.reading import Photograph, open_photograph, picture_size, read_labels
 
 Colour = tuple[int, int, int]
@@ -19,6 +19,14 @@ class Pair:
 
     image: File
     label: File
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle paths as words, which is read several times as fast."""
+        return _pair, tuple(str(file) if isinstance(file, Path) else file for file in (self.image, self.label))
+
+
+def _pair(*files: str | Piece) -> Pair:
+    return Pair(*(Path(file) if isinstance(file, str) else file for file in files))
 
 
 @runtime_checkable

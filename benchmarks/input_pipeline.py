@@ -3,9 +3,10 @@
     python benchmarks/input_pipeline.py --ade20k DIR --camvid DIR [--output benchmarks/results/NAME.md]
 
 Each contestant reads the same image and label files, resizes at a random scale in [0.5, 2], crops 512 x 512 (CamVid:
-320 x 320) by the same rule, flips, pads, and leaves a batch of 16 samples. A round lets every contestant make `--samples`
-of them; the table gives the median over rounds, and ratios are medians of the ratios within a round. Photometric changes
-are on the device for ours and left out, or on the CPU for all. The enlarged set is made in a temporary folder.
+320 x 320) by the same rule, flips, pads, and leaves a batch of 16 samples. A round lets every contestant make
+`--samples` of them; the table gives the median over rounds, and ratios are medians of the ratios within a round.
+Photometric changes are left to the device (or out), or made on the CPU by all. The enlarged set is made in a temporary
+folder.
 """
 
 import argparse
@@ -52,6 +53,7 @@ class DataSet:
     reduce_zero: bool
 
     def pairs(self) -> list[Pair]:
+        """Return the training part."""
         return self.source.pairs("train")
 
 

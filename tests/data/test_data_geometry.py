@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn.functional import pad as pad_tensor
 
 from deeplab_recipes.data.labels import decode_labels, shifted_encoding
-from deeplab_recipes.data.reading import Decoded
+from deeplab_recipes.data.pictures import Decoded
 from deeplab_recipes.data.transforms import (
     MEAN_PIXEL,
     EvaluationTransform,

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from deeplab_recipes.data.dataset import OnCorrupt
-from deeplab_recipes.data.reading import picture_size
+from deeplab_recipes.data.pictures import picture_size
 from deeplab_recipes.data.sources.base import Pair, Source, read_pair, require_same_size
 
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from deeplab_recipes.data.reading import Photograph
+from deeplab_recipes.data.pictures import Photograph
 
 Pipeline = Literal["square", "keep_ratio"]
 MARGINS = 16  # output pixels that a window may be larger than the crop, to begin where the phase is right

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import Packed
-from deeplab_recipes.data.reading import Decoded, Photograph
+from deeplab_recipes.data.pictures import Decoded, Photograph
 from deeplab_recipes.data.sampler import NOTHING, Draw
 from deeplab_recipes.data.sources.base import Source, open_pair
 from deeplab_recipes.data.transforms import MEAN_PIXEL, EvaluationTransform, TrainingTransform

@@ -15,7 +15,7 @@ from PIL import Image
 
 from deeplab_recipes.data.cropping import Box, Pipeline, crop_image, crop_labels
 from deeplab_recipes.data.labels import IGNORE
-from deeplab_recipes.data.reading import Photograph
+from deeplab_recipes.data.pictures import Photograph
 
 Photometric = Literal["square", "keep_ratio", "none"]
 Size = tuple[int, int]

@@ -8,7 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from deeplab_recipes.data.files import File, Piece
-from deeplab_recipes.data.reading import Photograph, open_photograph, picture_size, read_labels
+from deeplab_recipes.data.pictures import Photograph, picture_size
+from deeplab_recipes.data.reading import open_photograph, read_labels
 
 Colour = tuple[int, int, int]
 

@@ -6,6 +6,7 @@ Nothing heavy is imported before the settings are composed, so that --help and -
 import gc
 import os
 import re
+import shlex
 import shutil
 import sys
 import traceback
@@ -147,9 +148,30 @@ def plan(settings: DictConfig) -> None:
     print(config.assemble_plan(values, overrides))
 
 
+def download(settings: DictConfig) -> None:
+    """Fetch a data set, check and unpack it, and say what to do with it."""
+    from deeplab_recipes.data.download import download as fetch_set
+    from deeplab_recipes.data.download import find_set
+    from deeplab_recipes.data.download_sets import SETS
+
+    values = _plain(settings)
+    mandatory = {"set": f"the data set to fetch, one of {', '.join(SETS)}", "root": "the folder that is to hold it"}
+    config.require_settings(fetch_set, values, mandatory=mandatory)
+    chosen, root = find_set(values.pop("set")), Path(str(values.pop("root"))).expanduser()
+    try:
+        fetch_set(chosen, root, **values)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    folder = shlex.quote(f"data.root={root}")
+    recipe = f"+recipe={chosen.recipe}" if chosen.recipe else f"data={chosen.name}"
+    print(f"next:  deeplab check data={chosen.name} {folder}\n       deeplab train {recipe} {folder}")
+
+
 VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train and evaluate a recipe, e.g. deeplab train +recipe=quickstart"),
     "plan": (plan, "say what a training will do and how it differs from the published one, before it starts"),
+    "download": (download, "fetch a data set, e.g. deeplab download set=ade20k root=data"),
 }
 
 

@@ -218,6 +218,24 @@ def require_known(values: Mapping[str, Any]) -> None:
     check_types(Run, {key: plain[key] for key in plain if key in fields and key not in LATER}, "settings")
 
 
+def require_settings(
+    function: Callable[..., Any], values: Mapping[str, Any], *, mandatory: Mapping[str, str]
+) -> None:
+    """Compare the settings of a small verb with the keywords of what it calls; `mandatory` says what each other takes.
+
+    Raises:
+        ValueError: for one that is missing, unknown or of another type.
+    """
+    keywords = {name: p for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for key in values:
+        if key not in keywords and key not in mandatory:
+            raise ValueError(f"unknown setting {key}; {suggestion(key, [*mandatory, *keywords])}")
+    for key, meaning in mandatory.items():
+        if values[key] == MISSING:
+            raise ValueError(f"{key}=... is missing: {meaning}")
+    check_types(function, {key: values[key] for key in values if key in keywords}, "settings")
+
+
 def build_parts(values: Mapping[str, Any]) -> dict[str, Any]:
     """Build every section of the settings; sections that need others first stay callables.
 

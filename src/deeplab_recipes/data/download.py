@@ -1,24 +1,20 @@
 """`deeplab download`: fetch a data set, check it, unpack it, and put it in place whole or not at all."""
 
 import fcntl
-import hashlib
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+from deeplab_recipes.data.download_checks import check_archive, check_content, require_counts
+from deeplab_recipes.data.download_origin import DOWNLOADS, find_sources
 from deeplab_recipes.data.download_sets import SBD, SETS, VOC, Archive, DataSet
-from deeplab_recipes.data.progress import Meter
 from deeplab_recipes.data.sbd import convert_sbd
 from deeplab_recipes.data.transfer import fetch, note_of, part_of
 from deeplab_recipes.data.unpack import unpack
 
-DOWNLOADS = "downloads"  # under the root: archives, and what was fetched of them so far
 STAGING = ".unpacking"  # under the root: what is not whole yet
-CHUNK = 1 << 20
 Say = Callable[[str], None]
 
 
@@ -52,11 +48,12 @@ def download(
     """
     missing = _missing(chosen, root)
     if not missing:
-        _require_counts(chosen, root, _patterns(chosen, chosen.archives), verify)
+        if verify:
+            require_counts(chosen, chosen.archives, root)
         say(f"{chosen.name} is already there: {root}")
         return
     say(f"{chosen.title}\nterms of use: {chosen.terms}")
-    sources = _sources(chosen, root, missing, address)
+    sources = find_sources(chosen, root, missing, address)
     with _alone_in(root):
         for archive in missing:
             _add(chosen, archive, sources[archive.filename], root, verify=verify, keep=keep_archives, say=say)
@@ -86,7 +83,7 @@ def _add(
     """Fetch, check and unpack one archive; rename its folders into place at the end."""
     path = source if isinstance(source, Path) else _obtain(archive, source, root, verify=verify, say=say)
     if isinstance(source, Path):
-        _check(archive, path, verify=verify, say=say)
+        check_archive(archive, path, verify=verify, say=say)
     staging = root / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
@@ -94,7 +91,8 @@ def _add(
         unpack(path, staging, archive.unpack)
         if archive.convert == "sbd":
             convert_sbd(staging / SBD, root / VOC, staging / VOC)
-        _check_content(chosen, archive, path, staging, verify=verify, say=say)
+        if verify:
+            check_content(chosen, archive, path, staging, say=say)
         for place in archive.places():
             _put(staging / place, root / place)
     finally:
@@ -125,148 +123,16 @@ def _obtain(archive: Archive, address: str, root: Path, *, verify: bool, say: Sa
         f"Fetch that file in another way, put it at {path}, and run the same command again; or name another address: "
         "address=..."
     )
-    say(f"fetching {address} ({_known_size(archive)})")
+    say(f"fetching {address} ({f'{archive.size:,} bytes' if archive.size else archive.about})")
     part = fetch(address, path, size=archive.size if verify else None, advice=advice, say=say)
     try:
-        _check(archive, part, verify=verify, say=say)
+        check_archive(archive, part, verify=verify, say=say)
     except ValueError:
         part.unlink()
         note_of(path).unlink()
         raise
     os.replace(part, path)
     return path
-
-
-def _check(archive: Archive, path: Path, *, verify: bool, say: Say) -> None:
-    """Compare size and checksum with the published ones, as far as they are known."""
-    size = path.stat().st_size
-    if not verify:
-        say(f"{archive.filename}: {size:,} bytes, not compared with the published file (verify=false)")
-        return
-    if archive.size is not None and size != archive.size:
-        raise ValueError(f"{path} has {size:,} bytes, the published file {archive.size:,}. {_remedy(path)}")
-    if archive.checksum is None:
-        trees = "; the folders in it are compared with git's hashes" if archive.trees else ""
-        say(f"{archive.filename}: {size:,} bytes; its published checksum is unknown{trees}")
-        return
-    kind, _, wanted = archive.checksum.partition(":")
-    found = _digest(path, kind)
-    if found != wanted:
-        raise ValueError(f"{path}: its {kind} is {found}, the published file's {wanted}. {_remedy(path)}")
-    say(f"{archive.filename}: {size:,} bytes, {kind} as published")
-
-
-def _remedy(path: Path) -> str:
-    if path.name.endswith(".part"):
-        return "It is removed: the same command fetches it again, or takes another address (address=...)"
-    return "Put the right file there, or take this one as it is: verify=false"
-
-
-def _digest(path: Path, kind: str) -> str:
-    digest = hashlib.new(kind, usedforsecurity=False)
-    with path.open("rb") as file, Meter(f"check {path.name}", path.stat().st_size) as meter:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            meter.add(len(chunk))
-    return digest.hexdigest()
-
-
-def _check_content(chosen: DataSet, archive: Archive, path: Path, staging: Path, *, verify: bool, say: Say) -> None:
-    _require_counts(chosen, staging, _patterns(chosen, [archive]), verify, source=path)
-    for place, wanted in archive.trees.items() if verify else ():
-        if git_tree(staging / place) != wanted:
-            raise ValueError(f"{path}: the files of {place}/ are not the published ones. verify=false takes them so")
-    if archive.trees and verify:
-        say(f"{archive.filename}: the files are the published ones (git's hashes of {', '.join(archive.trees)})")
-
-
-def git_tree(folder: Path) -> str:
-    """Return git's hash (SHA-1) of a folder of plain files."""
-    entries = b""
-    for path in sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name)):
-        content = path.read_bytes()
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-        entries += b"100644 " + os.fsencode(path.name) + b"\0" + blob.digest()
-    return hashlib.sha1(b"tree %d\0" % len(entries) + entries, usedforsecurity=False).hexdigest()
-
-
-def _patterns(chosen: DataSet, archives: Sequence[Archive]) -> dict[str, int]:
-    """Return those counts that are about what these archives add."""
-    return {pattern: count for pattern, count in chosen.counts.items() if _owner(chosen, pattern) in archives}
-
-
-def _owner(chosen: DataSet, pattern: str) -> Archive:
-    """Return the archive whose place is the closest to a pattern: one set may lie within another's folder."""
-    places = {place: archive for archive in chosen.archives for place in archive.places()}
-    return places[max((place for place in places if f"{pattern}/".startswith(f"{place}/")), key=len)]
-
-
-def _require_counts(
-    chosen: DataSet, folder: Path, counts: dict[str, int], verify: bool, *, source: Path | None = None
-) -> None:
-    for pattern, count in counts.items() if verify else ():
-        found = sum(1 for _ in folder.glob(pattern))
-        if found < count:
-            place = f"{source or folder} holds {found:,} files {pattern}, the published {chosen.name} has {count:,}"
-            remedy = "Give another file" if source else "Move away what is there and run the same command"
-            raise ValueError(f"{place}. {remedy}, or take it as it is: verify=false")
-
-
-def _known_size(archive: Archive) -> str:
-    return f"{archive.size:,} bytes" if archive.size else archive.about
-
-
-def _sources(chosen: DataSet, root: Path, missing: list[Archive], address: str | None) -> dict[str, str | Path]:
-    """Return where to take each archive from: a file on this machine, or an address.
-
-    Raises:
-        FileNotFoundError, ValueError: where there is none, or what was given cannot serve.
-    """
-    given = _given(chosen, missing, address)
-    found: dict[str, str | Path] = {}
-    for archive in missing:
-        by_hand = root / DOWNLOADS / archive.filename
-        source = given.get(archive.filename) or (by_hand if by_hand.is_file() else archive.address)
-        if isinstance(source, Path) and not source.is_file():
-            raise FileNotFoundError(f"address={address}: there is no file {source}")
-        if source is not None:
-            found[archive.filename] = source
-    absent = [a for a in missing if a.filename not in found]
-    if absent:
-        names = " and ".join(f"{a.filename} ({a.about})" for a in absent)
-        raise FileNotFoundError(
-            f"{chosen.name} needs an account, so its files are fetched by hand: log in at {chosen.login}, fetch {names}, "
-            f"put them into {root / DOWNLOADS}/ and run the same command again; address=FOLDER/ takes them from "
-            "elsewhere"
-        )
-    return found
-
-
-def _given(chosen: DataSet, missing: list[Archive], address: str | None) -> dict[str, str | Path]:
-    """Return what `address` means for each archive that it is about."""
-    if address is None:
-        return {}
-    base = _local(address)
-    if address.endswith("/") or (isinstance(base, Path) and base.is_dir()):
-        return {a.filename: base / a.filename if isinstance(base, Path) else base + a.filename for a in missing}
-    name = base.name if isinstance(base, Path) else unquote(urlsplit(base).path.rpartition("/")[2])
-    named = [a.filename for a in chosen.archives if a.filename == name]
-    if not named and len(missing) > 1:
-        files = ", ".join(a.filename for a in missing)
-        raise ValueError(f"{chosen.name} has several files ({files}): address={address} must be a folder that holds them")
-    return {(named or [missing[0].filename])[0]: base}
-
-
-def _local(address: str) -> str | Path:
-    """Tell an address on the network from a file or folder of this machine."""
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", address)
-    if scheme is None:
-        return Path(address).expanduser()
-    if scheme[1].lower() == "file":
-        return Path(unquote(urlsplit(address).path))
-    if scheme[1].lower() not in ("http", "https"):
-        raise ValueError(f"address={address}: valid are http, https and file addresses, a file, or a folder")
-    return address
 
 
 @contextmanager

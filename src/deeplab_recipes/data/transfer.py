@@ -103,7 +103,9 @@ def fetch(address: str, path: Path, *, size: int | None, advice: str, say: Calla
         except HTTPError as error:
             raise ConnectionError(f"cannot fetch {address} ({error.code} {error.reason}). {advice}") from error
         except ssl.SSLCertVerificationError as error:
-            raise ConnectionError(f"cannot fetch {address} (its certificate is not valid: {error}). {advice}") from error
+            raise ConnectionError(
+                f"cannot fetch {address} (its certificate is not valid: {error}). {advice}"
+            ) from error
 
 
 def _attempt(address: str, path: Path, size: int | None, say: Callable[[str], None]) -> None:

@@ -122,12 +122,14 @@ def _zip_kind(info: ZipInfo) -> str:
 
 
 def _tar_entries(archive: Path, file: BinaryIO, budget: int) -> Iterator[Entry]:
-    unpacked = _decompressed(file)
-    with tarfile.open(fileobj=_Bounded(unpacked, archive, budget), mode="r:") as tar:
+    stream = _Bounded(_decompressed(file), archive, budget)
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep every one
             kind = "file" if member.isreg() else "folder" if member.isdir() else _tar_kind(member)
             yield Entry(member.name, kind, member.size, _tar_opener(tar, member), file.tell)
+    if stream.last != bytes(tarfile.BLOCKSIZE):  # a tar ends with empty blocks; tarfile takes it without
+        raise tarfile.ReadError("unexpected end of data")
 
 
 def _tar_kind(member: tarfile.TarInfo) -> str:
@@ -158,12 +160,14 @@ class _Bounded:
     def __init__(self, stream: Any, archive: Path, budget: int) -> None:
         self.stream, self.archive = stream, archive
         self.limit = budget + (budget >> 2)  # headers and padding come on top of the files
+        self.last = b""  # what was read last
 
     def read(self, size: int) -> bytes:
         if size > LONGEST_HEADER:
             raise ValueError(f"{self.archive} has a header of {size:,} bytes; it is refused as a bomb")
         self._require(self.stream.tell() + size)
-        return self.stream.read(size)
+        self.last = self.stream.read(size)
+        return self.last
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_SET:

@@ -108,13 +108,31 @@ def test_a_file_of_this_machine_is_used_where_it_is(form, ade20k_zip, tmp_path):
     assert files(folder) == [f"{NAME}.zip"]
 
 
+def test_an_archive_that_was_fetched_before_a_kill_is_not_fetched_again(ade20k_zip, tmp_path, monkeypatch):
+    root, chosen = tmp_path / "data", small_ade20k(ade20k_zip)
+    with serving(Loopback(ade20k_zip)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "unpack", interrupted)
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    download(chosen, root, address=server.address, say=Said())
+        assert len(server.requests) == 1
+        download(chosen, root, address=server.address + "other/", say=Said())
+        assert [path for path, _ in server.requests] == [f"/{NAME}.zip", f"/other/{NAME}.zip"]
+    assert [path.name for path in root.iterdir()] == [NAME]
+
+
+def interrupted(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_archive_put_there_by_hand_is_used_and_stays(ade20k_zip, tmp_path):
     by_hand = tmp_path / "data" / "downloads" / f"{NAME}.zip"
     by_hand.parent.mkdir(parents=True)
     by_hand.write_bytes(ade20k_zip)
     (by_hand.parent / f"{NAME}.zip.part").write_bytes(b"of a transfer that was given up")
     (by_hand.parent / f"{NAME}.zip.json").write_text("{}")
-    download(small_ade20k(ade20k_zip), tmp_path / "data", say=Said())
+    download(small_ade20k(ade20k_zip), tmp_path / "data", address="http://127.0.0.1:1/", say=Said())
     assert files(tmp_path / "data" / "downloads") == [f"{NAME}.zip"]
 
 
@@ -500,9 +518,6 @@ def test_bad_settings_end_with_one_message(word, tmp_path, capsys, monkeypatch):
 
 
 def test_ctrl_c_says_that_it_goes_on(tmp_path, capsys, monkeypatch):
-    def interrupted(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(module, "unpack", interrupted)
     (tmp_path / "x.zip").write_bytes(b"")
     monkeypatch.setattr(sys, "argv", ["deeplab", "download", "set=ade20k", f"root={tmp_path / 'data'}"])

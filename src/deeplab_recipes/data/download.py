@@ -11,7 +11,7 @@ from deeplab_recipes.data.download_checks import check_archive, check_content, r
 from deeplab_recipes.data.download_origin import DOWNLOADS, find_sources
 from deeplab_recipes.data.download_sets import SBD, SETS, VOC, Archive, DataSet
 from deeplab_recipes.data.sbd import convert_sbd
-from deeplab_recipes.data.transfer import fetch, note_of, part_of
+from deeplab_recipes.data.transfer import came_from, fetch, note_of, part_of
 from deeplab_recipes.data.unpack import unpack
 
 STAGING = ".unpacking"  # under the root: what is not whole yet
@@ -53,8 +53,8 @@ def download(
         say(f"{chosen.name} is already there: {root}")
         return
     say(f"{chosen.title}\nterms of use: {chosen.terms}")
-    sources = find_sources(chosen, root, missing, address)
     with _alone_in(root):
+        sources = find_sources(chosen, root, missing, address)
         for archive in missing:
             _add(chosen, archive, sources[archive.filename], root, verify=verify, keep=keep_archives, say=say)
         with suppress(OSError):  # not empty where archives are kept
@@ -103,8 +103,7 @@ def _add(
 
 def _tidy(path: Path, *, keep: bool) -> None:
     """Remove what was fetched; what was put there by hand stays, and only an unfinished transfer of it goes."""
-    fetched = note_of(path).exists() and not part_of(path).exists()
-    if fetched and not keep:
+    if came_from(path) is not None and not keep:
         path.unlink()
     part_of(path).unlink(missing_ok=True)
     note_of(path).unlink(missing_ok=True)

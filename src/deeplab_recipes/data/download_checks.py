@@ -37,7 +37,7 @@ def check_archive(archive: Archive, path: Path, *, verify: bool, say: Say) -> No
 
 def _remedy(path: Path) -> str:
     if path.name.endswith(".part"):
-        return "It is removed; run the same command again, name another address (address=...), or take it: verify=false"
+        return "It is removed; run the same command again, name another address=..., or take what comes: verify=false"
     return "Put the right file there, or take this one as it is: verify=false"
 
 

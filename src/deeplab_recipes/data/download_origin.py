@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from deeplab_recipes.data.download_sets import Archive, DataSet
+from deeplab_recipes.data.transfer import came_from
 
 DOWNLOADS = "downloads"  # under the root: archives, and what was fetched of them so far
 
@@ -18,8 +19,11 @@ def find_sources(chosen: DataSet, root: Path, missing: list[Archive], address: s
     given = _given(chosen, missing, address)
     found: dict[str, str | Path] = {}
     for archive in missing:
-        by_hand = root / DOWNLOADS / archive.filename
-        source = given.get(archive.filename) or (by_hand if by_hand.is_file() else archive.address)
+        here = root / DOWNLOADS / archive.filename
+        wanted = given.get(archive.filename)
+        source = wanted or archive.address
+        if here.is_file() and (wanted is None or (isinstance(wanted, str) and came_from(here) in (None, wanted))):
+            source = here  # put there by hand, or fetched before a kill
         if isinstance(source, Path) and not source.is_file():
             raise FileNotFoundError(f"address={address}: there is no file {source}")
         if source is not None:

@@ -67,6 +67,12 @@ def part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
+def came_from(path: Path) -> str | None:
+    """Return the address that a file was fetched from, or None for one that was put there by other means."""
+    version = _noted(path)
+    return None if version is None or part_of(path).exists() else version.address
+
+
 def fetch(address: str, path: Path, *, size: int | None, advice: str, say: Callable[[str], None]) -> Path:
     """Fetch a file into `part_of(path)`, going on with what is there; `note_of(path)` says which file it is.
 
@@ -216,12 +222,15 @@ def _version(address: str, response: HTTPResponse) -> Version:
 
 def _known(path: Path, address: str) -> Version | None:
     """Return which file the part is of, if that is written down and it can be gone on with."""
+    version = _noted(path)
+    return version if version is not None and version.address == address and version.validator() else None
+
+
+def _noted(path: Path) -> Version | None:
     try:
-        stored = json.loads(note_of(path).read_text())
-        version = Version(**{key: stored.get(key) for key in Version.__dataclass_fields__})
-    except (OSError, ValueError, AttributeError):
+        return Version(**json.loads(note_of(path).read_text()))
+    except (OSError, ValueError, TypeError):  # none, or one that is damaged
         return None
-    return version if version.address == address and version.validator() else None
 
 
 def _write_note(path: Path, version: Version) -> None:

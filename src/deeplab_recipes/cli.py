@@ -163,9 +163,19 @@ def download(settings: DictConfig) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    folder = shlex.quote(f"data.root={root}")
-    recipe = f"+recipe={chosen.recipe}" if chosen.recipe else f"data={chosen.name}"
-    print(f"next:  deeplab check data={chosen.name} {folder}\n       deeplab train {recipe} {folder}")
+    folder = _word("data.root", root)
+    recipe = f"+recipe={chosen.recipe}" if chosen.recipe else chosen.settings()
+    print(f"next:  deeplab check {chosen.settings()} {folder}\n       deeplab train {recipe} {folder}")
+
+
+def _word(key: str, path: Path) -> str:
+    """Return key=path as it is typed: quoted for Hydra's grammar where that needs it, and then for the shell."""
+    text = str(path)
+    if not re.fullmatch(r"[A-Za-z0-9/._+~ -]+", text):
+        # A backslash escapes only before a quote, where it is doubled itself.
+        escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text)
+        text = f"'{escaped}'"
+    return shlex.quote(f"{key}={text}")
 
 
 VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from loopback import Loopback, serving
 from PIL import Image
 from scipy.io import savemat
@@ -419,6 +421,15 @@ def test_the_table_is_consistent():
             assert (config.yamls_folder() / "recipe" / f"{chosen.recipe}.yaml").exists()
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_the_next_command_chooses_what_there_is(name):
+    yaml = SETS[name].settings().split()[0].removeprefix("data=")
+    if not (config.yamls_folder() / "data" / f"{yaml}.yaml").exists():
+        pytest.skip(f"there is no data={yaml} yet")
+    with initialize_config_dir(str(config.yamls_folder()), version_base="1.3"):
+        assert compose("train", SETS[name].settings().split()).data.source
+
+
 def check_known_values(archive: Archive) -> None:
     if archive.checksum is not None:
         kind, _, digits = archive.checksum.partition(":")
@@ -493,6 +504,13 @@ def test_the_command_survives_a_kill_in_mid_unpacking(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(os.listdir(root / NAME / "images" / "training")) == 2000
     assert [path.name for path in root.iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("name", ["plain-1.0", "a b", "ü", "a,b", "it's", "a(b", "c\\d", "x=[1]", "q'\\"])
+def test_the_next_command_can_be_typed(name):
+    (word,) = shlex.split(cli._word("data.root", Path("/x") / name))
+    with initialize_config_dir(str(config.yamls_folder()), version_base="1.3"):
+        assert compose("train", [word]).data.root == f"/x/{name}"
 
 
 BAD = {

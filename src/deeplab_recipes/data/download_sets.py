@@ -47,13 +47,14 @@ class DataSet:
     """A data set.
 
     Args:
-        name: its name in `deeplab download set=...`, and of its YAML in yamls/data.
+        name: its name in `deeplab download set=...`.
         title: what it is.
         terms: on which it may be used.
         archives: its files, in the order in which they are wanted.
         counts: pattern under the root -> how many files there are in the published set.
         login: the page where one that needs an account is fetched by hand.
         recipe: one that trains on it.
+        choice: the settings that choose it, if they are not data=NAME.
     """
 
     name: str
@@ -63,6 +64,11 @@ class DataSet:
     counts: Mapping[str, int]
     login: str | None = None
     recipe: str | None = None
+    choice: str | None = None
+
+    def settings(self) -> str:
+        """Return the words of a command that choose it."""
+        return self.choice or f"data={self.name}"
 
 
 ADE20K = DataSet(
@@ -112,6 +118,7 @@ VOC2012 = DataSet(
     terms=VOC_TERMS,
     archives=(VOC_TRAINVAL,),
     counts=VOC_COUNTS,
+    choice="data=voc data.source.training_list=train",
 )
 VOC_AUGMENTED = DataSet(
     name="voc_aug",
@@ -136,6 +143,7 @@ VOC_AUGMENTED = DataSet(
         ),
     ),
     counts={**VOC_COUNTS, f"{VOC}/SegmentationClassAug/*.png": 10582},
+    choice="data=voc",
 )
 
 # A fixed commit, so that what is fetched stays the same; GitHub packs it anew at will, so the archive has no lasting

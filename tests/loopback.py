@@ -17,6 +17,7 @@ class Loopback:
         content: of the file, at every path.
         ranges: answer Range with 206.
         etag: None sends none.
+        modified: Last-Modified, likewise.
         breaks: bytes after which the n-th answer ends, None for a whole one.
         claims: bytes added to Content-Length.
         statuses: codes that the first answers have instead.
@@ -27,6 +28,7 @@ class Loopback:
     content: bytes
     ranges: bool = True
     etag: str | None = '"1"'
+    modified: str | None = None
     breaks: list[int | None] = field(default_factory=list)
     claims: int = 0
     statuses: list[int] = field(default_factory=list)
@@ -88,7 +90,7 @@ def start(handler: BaseHTTPRequestHandler, served: Loopback) -> int | None:
     condition = handler.headers.get("If-Range")
     if not served.ranges or asked is None:
         return None
-    if served.heeds_if_range and condition is not None and condition != served.etag:
+    if served.heeds_if_range and condition not in (None, served.etag, served.modified):
         return None
     return int(asked[1])
 
@@ -102,6 +104,8 @@ def send(handler: BaseHTTPRequestHandler, served: Loopback, first: int | None) -
         handler.send_header("Content-Range", f"bytes {first}-{whole - 1}/{whole}")
     if served.etag is not None:
         handler.send_header("ETag", served.etag)
+    if served.modified is not None:
+        handler.send_header("Last-Modified", served.modified)
     handler.end_headers()
     until = served.breaks.pop(0) if served.breaks else None
     try:

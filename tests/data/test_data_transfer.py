@@ -54,6 +54,14 @@ def test_without_a_name_for_its_version_nothing_is_gone_on_from(fetch):
     assert server.ranges_asked() == [None, None]
 
 
+@pytest.mark.parametrize(("etag", "goes_on"), [('W/"1"', False), (None, True), ('W/"1"', True)])
+def test_a_weak_name_does_not_promise_the_same_bytes_but_a_date_does(fetch, etag, goes_on):
+    modified = "Fri, 01 Mar 2024 10:00:00 GMT" if goes_on else None
+    with serving(Loopback(CONTENT, etag=etag, modified=modified, breaks=[100_000])) as server:
+        assert fetch(server.address).read_bytes() == CONTENT
+    assert server.ranges_asked() == [None, "bytes=100000-" if goes_on else None]
+
+
 @pytest.mark.parametrize("heeds_if_range", [True, False])
 def test_a_file_that_changed_after_a_break_is_not_mixed(fetch, monkeypatch, heeds_if_range):
     with serving(Loopback(CONTENT, breaks=[100_000], heeds_if_range=heeds_if_range)) as server:

@@ -218,6 +218,12 @@ def test_a_file_that_occurs_twice_is_refused(tmp_path, into):
         unpack(tmp_path / "archive", into, PLACES)
 
 
+def test_a_file_that_is_a_folder_too_is_refused(tmp_path, into):
+    archive = make_tar(tmp_path / "archive", {"set/images": b"file", "set/images/x": b"inside"})
+    with pytest.raises(ValueError, match="'set/images/x' twice"):
+        unpack(archive, into, PLACES)
+
+
 def test_resource_forks_are_left_out(tmp_path, into):
     archive = make_zip(tmp_path / "archive", {**FILES, "__MACOSX/set/images/._a b.jpg": b"fork"})
     unpack(archive, into, PLACES)

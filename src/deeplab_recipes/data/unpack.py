@@ -211,16 +211,16 @@ def _safe_parts(archive: Path, name: str) -> tuple[str, ...]:
 
 def _write(archive: Path, entry: Entry, path: Path, budget: int) -> int:
     """Write one file and return its size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file, entry.open() as source:
             while chunk := source.read(CHUNK):
                 written += len(chunk)
                 if written > budget:
                     raise _bomb(archive)
                 file.write(chunk)
-    except FileExistsError:
+    except (FileExistsError, NotADirectoryError):
         raise ValueError(f"{archive} holds {entry.name!r} twice") from None
     return written
 

@@ -106,12 +106,12 @@ def fetch(address: str, path: Path, *, size: int | None, advice: str, say: Calla
             wait = min(failure.wait or FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
             say(f"{failure}; again in {wait:.3g} s ({failures} of {ATTEMPTS - 1})")
             time.sleep(wait)
-        except HTTPError as error:
-            raise ConnectionError(f"cannot fetch {address} ({error.code} {error.reason}). {advice}") from error
-        except ssl.SSLCertVerificationError as error:
-            raise ConnectionError(
-                f"cannot fetch {address} (its certificate is not valid: {error}). {advice}"
-            ) from error
+        except (HTTPError, ssl.SSLCertVerificationError) as refusal:
+            raise ConnectionError(f"cannot fetch {address} ({_refusal(refusal)}). {advice}") from refusal
+
+
+def _refusal(error: Exception) -> str:
+    return f"{error.code} {error.reason}" if isinstance(error, HTTPError) else f"its certificate is not valid: {error}"
 
 
 def _attempt(address: str, path: Path, size: int | None, say: Callable[[str], None]) -> None:

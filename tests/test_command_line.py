@@ -20,6 +20,25 @@ run_path("train.py", run_name="__main__")
 """
 
 
+DOWNLOAD = """
+import sys
+sys.modules["torch"] = None
+sys.argv = {arguments!r}
+sys.path.insert(0, {folder!r})
+from deeplab_recipes.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("set=nothing", 2)])
+def test_download_does_not_import_torch(word: str, code: int) -> None:
+    arguments = ["deeplab", "download", "root=x", word]
+    program = DOWNLOAD.format(arguments=arguments, folder=str(REPOSITORY / "src"))
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "keep_archives" in done.stdout or "valid are ade20k" in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["+recipe=ade20k_composer", "--cfg", "job"]])
 def test_help_and_settings_do_not_import_torch(arguments: list[str]) -> None:
     code = WITHOUT_TORCH.format(arguments=["train.py", *arguments], folder=str(REPOSITORY / "src"))
@@ -32,6 +51,7 @@ def test_usage_lists_the_verbs() -> None:
     done = subprocess.run([sys.executable, "-m", "deeplab_recipes", "--help"], capture_output=True, text=True)
     assert "train " in done.stderr + done.stdout
     assert "plan " in done.stderr + done.stdout
+    assert "download " in done.stderr + done.stdout
 
 
 def test_plan_needs_no_data() -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported before the settings are composed, so that --help and -
 import gc
 import os
 import re
+import shlex
 import shutil
 import sys
 import traceback
@@ -147,9 +148,40 @@ def plan(settings: DictConfig) -> None:
     print(config.assemble_plan(values, overrides))
 
 
+def download(settings: DictConfig) -> None:
+    """Fetch a data set, check and unpack it, and say what to do with it."""
+    from deeplab_recipes.data.download import download as fetch_set
+    from deeplab_recipes.data.download import find_set
+    from deeplab_recipes.data.download_sets import SETS
+
+    values = _plain(settings)
+    mandatory = {"set": f"the data set to fetch, one of {', '.join(SETS)}", "root": "the folder that is to hold it"}
+    config.require_settings(fetch_set, values, mandatory=mandatory)
+    chosen, root = find_set(values.pop("set")), Path(str(values.pop("root"))).expanduser()
+    try:
+        fetch_set(chosen, root, **values)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    folder = _word("data.root", root)
+    recipe = f"+recipe={chosen.recipe}" if chosen.recipe else chosen.settings()
+    print(f"next:  deeplab check {chosen.settings()} {folder}\n       deeplab train {recipe} {folder}")
+
+
+def _word(key: str, path: Path) -> str:
+    """Return key=path as it is typed: quoted for Hydra's grammar where that needs it, and then for the shell."""
+    text = str(path)
+    if not re.fullmatch(r"[A-Za-z0-9/._+~ -]+", text):
+        # A backslash escapes only before a quote, where it is doubled itself.
+        escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text)
+        text = f"'{escaped}'"
+    return shlex.quote(f"{key}={text}")
+
+
 VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train and evaluate a recipe, e.g. deeplab train +recipe=quickstart"),
     "plan": (plan, "say what a training will do and how it differs from the published one, before it starts"),
+    "download": (download, "fetch a data set, e.g. deeplab download set=ade20k root=data"),
 }
 
 

@@ -218,6 +218,30 @@ def require_known(values: Mapping[str, Any]) -> None:
     check_types(Run, {key: plain[key] for key in plain if key in fields and key not in LATER}, "settings")
 
 
+def require_settings(function: Callable[..., Any], values: Mapping[str, Any], *, mandatory: Mapping[str, str]) -> None:
+    """Compare the settings of a small verb with what it calls.
+
+    Args:
+        function: its keyword arguments with plain defaults are settings.
+        values: the settings.
+        mandatory: further settings, which have no default -> what each is.
+
+    Raises:
+        ValueError: for one that is missing, unknown or of another type.
+    """
+    parameters = inspect.signature(function).parameters
+    keywords = [
+        name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and isinstance(p.default, PLAIN_TYPES)
+    ]
+    for key in values:
+        if key not in keywords and key not in mandatory:
+            raise ValueError(f"unknown setting {key}; {suggestion(key, [*mandatory, *keywords])}")
+    for key, meaning in mandatory.items():
+        if values[key] == MISSING:
+            raise ValueError(f"{key}=... is missing: {meaning}")
+    check_types(function, {key: values[key] for key in values if key in keywords}, "settings")
+
+
 def build_parts(values: Mapping[str, Any]) -> dict[str, Any]:
     """Build every section of the settings; sections that need others first stay callables.
 

@@ -2,19 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import redirect_stderr
-from io import StringIO
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from loopback import Loopback, serving
 from omegaconf import OmegaConf
 from torch import nn
 
-from deeplab_recipes import config
+from deeplab_recipes import cli, config
 from deeplab_recipes.data import check
 from deeplab_recipes.training import Run, train
 
@@ -210,6 +212,46 @@ def test_nothing_differs_without_a_change(
     first, second = (Outcome(SETTINGS[recipe], root, tmp_path / name, monkeypatch) for name in "ab")
     assert first.built == second.built
     assert first.left() == second.left()
+
+
+def downloaded(folder: Path, **changes: Any) -> list[str]:
+    """What `deeplab download` leaves and says with these settings; the archive holds one file of ADE20k."""
+    folder.mkdir()
+    packed = BytesIO()
+    with ZipFile(packed, "w") as archive:
+        archive.writestr("ADEChallengeData2016/images/training/ADE_train_00000001.jpg", b"")
+    with serving(Loopback(packed.getvalue())) as server:
+        settings = {**DOWNLOAD, "root": str(folder / "a"), "address": server.address, **changes}
+        screen = StringIO()
+        with redirect_stdout(screen):
+            try:
+                cli.download(OmegaConf.create(settings))
+            except (ValueError, OSError) as error:
+                screen.write(str(error))
+    said = screen.getvalue().replace(str(folder), "").replace(server.address, "")
+    return [*sorted(str(path.relative_to(folder)) for path in folder.rglob("*")), said]
+
+
+DOWNLOAD = {"set": "ade20k", "root": None, "address": None, "verify": False, "keep_archives": False}
+DOWNLOAD_CHANGES = {
+    "set": "voc",
+    "root": "b",
+    "address": "missing.zip",
+    "verify": True,
+    "keep_archives": True,
+}
+
+
+@pytest.mark.parametrize("leaf", DOWNLOAD)
+def test_download_leaf_acts(leaf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = downloaded(tmp_path / "before")
+    assert downloaded(tmp_path / "same") == before
+    assert downloaded(tmp_path / "changed", **{leaf: DOWNLOAD_CHANGES[leaf]}) != before
+
+
+def test_download_leaves_are_all_of_them(compose_settings: Callable[..., dict[str, Any]]) -> None:
+    assert set(compose_settings(verb="download")) == set(DOWNLOAD)
 
 
 def test_bases_cover_every_recipe() -> None:

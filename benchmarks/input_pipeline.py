@@ -90,7 +90,9 @@ def enlarge_pair(pair: Pair, *, root: Path) -> None:
 
 
 def ours(data: DataSet, *, photometric: bool) -> Maker:
-    transform = TrainingTransform("keep_ratio", data.crop, data.base, photometric="keep_ratio")
+    transform = TrainingTransform(
+        "keep_ratio", data.crop, data.base, photometric="keep_ratio", colours_here=photometric
+    )
     dataset = SegmentationDataset(data.source, "train", transform, seed=0)
     return lambda draws: collate(dataset.__getitems__(draws))
 

@@ -13,6 +13,7 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 
+from deeplab_recipes.data.colours import COLOUR_RANGES, NEUTRAL_COLOUR, change_colours, draw_colour
 from deeplab_recipes.data.device import (
     blend_colours,
     content_mask,
@@ -21,7 +22,7 @@ from deeplab_recipes.data.device import (
     prepare,
     shift_colours,
 )
-from deeplab_recipes.data.transforms import COLOUR_RANGES, MEAN, MEAN_PIXEL, NEUTRAL_COLOUR, STD, draw_colour
+from deeplab_recipes.data.transforms import MEAN, MEAN_PIXEL, STD
 
 HEIGHT, WIDTH = 40, 56
 SHAPE = (HEIGHT, WIDTH)
@@ -380,3 +381,38 @@ def test_cuda_equals_cpu(make_photograph, kind):
     result = prepare(**moved)
     assert result.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(result.cpu(), prepare(**batch), atol=1e-3)
+
+
+# The same changes in the workers, on whole levels
+
+
+@pytest.mark.parametrize("kind", ["square", "keep_ratio"])
+def test_workers_change_colours_as_the_device_does(make_photograph, kind):
+    chain = blended if kind == "square" else shifted
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        image, colour = make_photograph(seed, *SHAPE), draw_colour(kind, rng)
+        ours = change_colours(image, colour, kind)
+        assert ours.dtype == np.uint8
+        assert_close(ours.astype(np.float64), chain(image, *colour.tolist()), largest=16, mean=2.5)
+
+
+@pytest.mark.parametrize("kind", ["square", "keep_ratio", "none"])
+def test_workers_leave_neutral_draws_alone(make_photograph, kind):
+    image = make_photograph(0, *SHAPE)
+    neutral = NEUTRAL_COLOUR["square" if kind == "none" else kind]
+    assert np.array_equal(change_colours(image, neutral, kind), image)
+
+
+@pytest.mark.parametrize("coins", [True, False])
+def test_workers_chain_is_mmsegs(make_photograph, mmseg_distort, coins):
+    """To within what OpenCV's HSV of whole numbers loses: both go through it."""
+    for seed in range(8):
+        rng, image = np.random.default_rng(seed), make_photograph(seed, *SHAPE)
+        brightness, contrast, saturation = rng.uniform(-32, 32), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
+        steps = int(rng.integers(-18, 18))
+        order = [brightness, contrast, saturation] if coins else [brightness, saturation, contrast]
+        original = mmseg_distort("transform", image, uniforms=order, steps=steps, coins=[1, int(coins)])
+        before, after = (contrast, 1) if coins else (1, contrast)
+        colour = np.array([brightness, before, saturation, steps / 180, after], np.float32)
+        assert_close(change_colours(image, colour, "keep_ratio").astype(np.float64), original, largest=14, mean=2)

@@ -35,7 +35,7 @@ NO_WEIGHTS = "model.backbone_weights=none"
 # Together these hold every leaf of every recipe; the first recipe that a leaf acts in is enough.
 BASES = {
     "ade20k_composer": ("ADE20k", [*SMALL, *SQUARE, NO_WEIGHTS]),
-    "ade20k_typical": ("ADE20k", [*SMALL, *SQUARE, NO_WEIGHTS]),
+    "ade20k_typical": ("ADE20k", [*SMALL, *SQUARE, "data.base_size=[40,40]", NO_WEIGHTS]),  # reduced decoding
     "ade20k_mmseg_160k": ("ADE20k", [*SMALL, *KEPT, "model.backbone=resnet50_v1c", NO_WEIGHTS]),
     "camvid_mobilenet_v2": ("CamVid", [*SMALL, *KEPT, NO_WEIGHTS]),
     "quickstart": (None, [*SMALL, *KEPT, "data.source.training=8", "data.source.validation=2"]),

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deeplab_recipes.data.transforms import MEAN, STD, Photometric
+from deeplab_recipes.data.colours import Photometric
+from deeplab_recipes.data.transforms import MEAN, STD
 
 
 def normalize(

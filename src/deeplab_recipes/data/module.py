@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from deeplab_recipes.data.check import check_pairs
+from deeplab_recipes.data.colours import Photometric
 from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
 from deeplab_recipes.data.device import normalize, prepare
 from deeplab_recipes.data.files import size_of
@@ -25,7 +26,6 @@ from deeplab_recipes.data.transforms import (
     PIPELINES,
     STD,
     EvaluationTransform,
-    Photometric,
     Pipeline,
     TrainingTransform,
 )
@@ -49,6 +49,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         base_size: size at scale 1, as the pipeline reads it.
         scale_range, max_class_share, flip: see `TrainingTransform`.
         photometric: whose colour changes, "square", "keep_ratio" or "none".
+        photometric_on: where they are made, "device" or "workers" (on whole levels of 0..255).
         protocol: evaluation protocol, "square" or "keep_ratio".
         reduced_decoding: see `TrainingTransform`.
         evaluate_sizes: the size of each protocol, as `EvaluationTransform` reads it.
@@ -75,6 +76,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         pipeline: Pipeline = "square",
         protocol: Pipeline = "square",
         photometric: Photometric = "none",
+        photometric_on: Literal["device", "workers"] = "device",
         scale_range: Sequence[float] = (0.5, 2.0),
         max_class_share: float = 0.75,
         flip: float = 0.5,
@@ -89,12 +91,14 @@ class SegmentationDataModule(pl.LightningDataModule):
         super().__init__()
         _require("data.pipeline", pipeline, PIPELINES)
         _require("data.photometric", photometric, (*PIPELINES, "none"))
+        _require("data.photometric_on", photometric_on, ("device", "workers"))
         _require("data.on_corrupt", on_corrupt, ("raise", "skip"))
         self.root = Path(root)
         self.source = source(str(root))
         self.batch_size = _whole("batch_size", batch_size, least=1)
         self.evaluate_batch_size = _whole("evaluate_batch_size", evaluate_batch_size, least=1)
-        self.photometric, self.protocol, self.on_corrupt = photometric, protocol, on_corrupt
+        self.photometric = photometric if photometric_on == "device" else "none"  # what the device does
+        self.protocol, self.on_corrupt = protocol, on_corrupt
         self.seed = _whole("seed", seed, least=0)
         self.mean, self.std = _channels("data.mean", mean, above=-1), _channels("data.std", std, above=0)
         self.workers = workers if workers == "auto" else _whole("data.workers", workers, least=0)
@@ -107,6 +111,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             max_class_share=_fraction("data.max_class_share", max_class_share),
             flip=_fraction("data.flip", flip),
             photometric=photometric,
+            colours_here=photometric_on == "workers",
             reduced_decoding=reduced_decoding,
         )
         self.evaluate_sizes = {

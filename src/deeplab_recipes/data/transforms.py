@@ -7,17 +7,16 @@ antialiasing), padded right and below.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from deeplab_recipes.data.colours import Photometric, change_colours, draw_colour
 from deeplab_recipes.data.cropping import Box, Pipeline, crop_image, crop_labels
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.pictures import Photograph
 
-Photometric = Literal["square", "keep_ratio", "none"]
 Size = tuple[int, int]
 MEAN_PIXEL = (123, 116, 103)
 MEAN = (123.675, 116.28, 103.53)
@@ -112,57 +111,6 @@ def draw_crop(
 
 
 @dataclass(frozen=True)
-class ColourRanges:
-    """Ranges of the photometric changes, each applied with probability 1/2 (FACTS of both originals).
-
-    `brightness` is a factor 1 +/- x in `square` and an offset +/- x in levels of 255 in `keep_ratio`; `hue`
-    is a fraction of the full circle.
-    """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-
-
-COLOUR_RANGES = {
-    "square": ColourRanges(brightness=32 / 255, contrast=0.5, saturation=0.5, hue=18 / 255),
-    "keep_ratio": ColourRanges(brightness=32.0, contrast=0.5, saturation=0.5, hue=18 / 180),
-}
-NEUTRAL_COLOUR = {
-    "square": np.array([1, 1, 1, 0, 1], np.float32),
-    "keep_ratio": np.array([0, 1, 1, 0, 1], np.float32),
-}
-
-
-def draw_colour(kind: Photometric, rng: np.random.Generator) -> np.ndarray:
-    """Draw (brightness, contrast before, saturation, hue, contrast after) as float32 (5,).
-
-    Each is neutral where it is not applied. Contrast comes first or last, never both.
-    """
-    if kind == "none":
-        return NEUTRAL_COLOUR["square"].copy()
-    ranges, values = COLOUR_RANGES[kind], NEUTRAL_COLOUR[kind].copy()
-    applied = rng.random(4) < 0.5
-    contrast_slot = 1 if rng.random() < 0.5 else 4
-    uniform = rng.uniform(-1, 1, size=4)
-    if applied[0]:
-        values[0] += ranges.brightness * uniform[0]
-    if applied[1]:
-        values[contrast_slot] += ranges.contrast * uniform[1]
-    if applied[2]:
-        values[2] += ranges.saturation * uniform[2]
-    if applied[3]:
-        values[3] += _hue(kind, ranges.hue * uniform[3])
-    return values
-
-
-def _hue(kind: Photometric, turn: float) -> float:
-    """mmsegmentation turns the hue by whole steps of 1/180 circle in [-18, 17], Composer by any fraction."""
-    return np.floor(turn * 180) / 180 if kind == "keep_ratio" else turn
-
-
-@dataclass(frozen=True)
 class TrainingTransform:
     """Resize at a random scale, crop, flip and pad; draws colour changes that the device applies.
 
@@ -174,6 +122,7 @@ class TrainingTransform:
         max_class_share: a crop is drawn again when one class fills this share of it; 1 switches the rule off.
         flip: probability of a horizontal flip.
         photometric: which original's colour changes to draw, or "none".
+        colours_here: make the colour changes here, on uint8, and not on the device.
         reduced_decoding: decode a JPEG at 1/2, 1/4 or 1/8 of its size where it is going to be at most that large. It
             takes less time, and differs where the original shrinks without smoothing, as "keep_ratio" does.
     """
@@ -185,6 +134,7 @@ class TrainingTransform:
     max_class_share: float = 0.75
     flip: float = 0.5
     photometric: Photometric = "none"
+    colours_here: bool = False
     reduced_decoding: bool = False
 
     def __call__(
@@ -216,6 +166,8 @@ class TrainingTransform:
         flip = rng.random() < self.flip
         colour = draw_colour(self.photometric, rng)
         image = crop_image(self._reduced(photograph, size), size, box, self.pipeline)
+        if self.colours_here:
+            image = change_colours(image, colour, self.photometric)
         image_out = np.empty((*self.crop_size, 3), np.uint8) if image_out is None else image_out
         label_out = np.empty(self.crop_size, np.uint8) if label_out is None else label_out
         content = place(image, chosen, image_out, label_out, self.pipeline, flip=flip)

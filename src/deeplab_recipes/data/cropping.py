@@ -95,6 +95,7 @@ def resize_linear(pixels: np.ndarray, rows: Window, columns: Window, size: tuple
 
 def resize_antialiased(pixels: np.ndarray, rows: Window, columns: Window, size: tuple[int, int]) -> np.ndarray:
     """The same as Pillow's bilinear resize does, which widens the filter where the picture shrinks."""
+    pixels = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of it
     image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # channels-last memory: torch's fast path
     target = [rows.skip + size[0], columns.skip + size[1]]
     grown = torch.ops.aten._upsample_bilinear2d_aa(image, target, False, 1 / rows.factor, 1 / columns.factor)

@@ -110,6 +110,13 @@ def stop_with_auxiliary_head(root: str, folder: str) -> None:
     attempt(built(root, Path(folder) / "stopped", *settings))
 
 
+def stop_in_the_last_step(root: str, folder: str) -> None:
+    """The last evaluation comes after training: the signal is not forgotten on the way there."""
+    attempt(built(root, Path(folder) / "whole", *LENGTH))
+    codes = [attempt(built(root, Path(folder) / "stopped", *LENGTH), signal_at=at) for at in (STEPS, None)]
+    print("codes", *codes)
+
+
 class SignalWhileStarting(pl.Callback):
     """Sends this process SIGTERM when Lightning's handler is in place, and ours is not yet."""
 

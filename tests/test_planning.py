@@ -303,6 +303,16 @@ def test_world_size(monkeypatch):
     assert TrainerSettings(**cpu, devices=2).world_size() == 8
 
 
+def built_trainer(folder, **settings):
+    settings = {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true", **settings}
+    return TrainerSettings(**settings).build(callbacks=[], loggers=[], steps_per_epoch=10, run_dir=folder)
+
+
+def test_steps_alone_end_a_run(tmp_path):
+    trainer = built_trainer(tmp_path, max_epochs=3, max_steps=15)
+    assert (trainer.max_epochs, trainer.max_steps) == (-1, 15)
+
+
 def test_precision_on_a_cpu():
     settings = {"max_epochs": 1, "accelerator": "cpu"}
     assert TrainerSettings(**settings, precision="16-mixed").resolved_precision() == "bf16-mixed"

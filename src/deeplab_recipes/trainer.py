@@ -102,8 +102,9 @@ class TrainerSettings:
     ) -> pl.Trainer:
         """Return the Lightning trainer."""
         return pl.Trainer(
-            max_epochs=self.max_epochs if self.max_epochs is not None else -1,
-            max_steps=self.max_steps,
+            # Steps alone: Lightning counts an epoch as done that max_steps cut, and a longer run would then end early.
+            max_epochs=-1,
+            max_steps=self.steps(steps_per_epoch),
             val_check_interval=max(1, round(self.evaluate_every * steps_per_epoch)),
             check_val_every_n_epoch=None,
             devices=self.devices,

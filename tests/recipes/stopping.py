@@ -117,6 +117,14 @@ def stop_in_the_last_step(root: str, folder: str) -> None:
     print("codes", *codes)
 
 
+def train_longer(root: str, folder: str) -> None:
+    """Stop at a step in mid-epoch, and go on to a later one."""
+    longer = [*LENGTH, "schedule=constant", f"trainer.max_steps={STEPS + 2}"]
+    attempt(built(root, Path(folder) / "whole", *longer))
+    attempt(built(root, Path(folder) / "longer", *longer, f"trainer.max_steps={STEPS - 2}"))
+    attempt(built(root, Path(folder) / "longer", *longer))
+
+
 class SignalWhileStarting(pl.Callback):
     """Sends this process SIGTERM when Lightning's handler is in place, and ours is not yet."""
 

@@ -135,6 +135,13 @@ def test_signal_in_the_last_step(tiny_sets, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_run_cut_by_max_steps_can_be_made_longer(tiny_sets, tmp_path):
+    """Lightning counts the epoch that max_steps cut as done, but max_epochs is not reached earlier for that."""
+    forked.run("stopping", "train_longer", 1, tiny_sets["ADE20k"], tmp_path)
+    assert_same_weights(tmp_path / "whole", tmp_path / "longer", STEPS + 2)
+    assert_same_samples(tmp_path / "whole", tmp_path / "longer", 0, steps=STEPS + 2)
+
+
 @pytest.mark.parametrize(("step", "notice"), [(3, signal.SIGTERM), (STEPS, signal.SIGUSR1), (STEPS, signal.SIGTERM)])
 def test_signal_in_an_evaluation(step, notice, tiny_sets, tmp_path):
     """In the middle of a run it is ended first, with a checkpoint in case it cannot be; after training it is not."""

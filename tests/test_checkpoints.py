@@ -335,9 +335,10 @@ def test_a_kill_between_last_and_best_loses_no_best(earlier, tmp_path, monkeypat
         raise Killed
 
     first = fit(tmp_path, *earlier)[0].last if earlier else None
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_link", kill)
-        fit(tmp_path, *(0.0 for _ in earlier[1:]), 30.0, 0.0, ckpt_path=first)
+        with pytest.raises(Killed):
+            fit(tmp_path, *(0.0 for _ in earlier[1:]), 30.0, 0.0, ckpt_path=first)
     last = tmp_path / "checkpoints" / "last.ckpt"
     step = step_of(last)
     keeper, _ = fit(tmp_path, 20.0, 20.0, 20.0, 20.0, ckpt_path=last)

@@ -321,7 +321,7 @@ def test_torchrun_says_how_many_devices(monkeypatch, tmp_path):
     started_by_torchrun(monkeypatch, 2)
     assert built_trainer(tmp_path).world_size == 2
     assert built_trainer(tmp_path, devices=2).world_size == 2
-    with pytest.raises(ValueError, match="2 processes were started, but trainer.devices=1"):
+    with pytest.raises(ValueError, match="2 processes were started"):
         built_trainer(tmp_path, devices=1)
     started_by_torchrun(monkeypatch, 1)
     assert built_trainer(tmp_path).world_size == 1

@@ -325,6 +325,28 @@ def test_a_resumed_run_remembers_its_best(tmp_path):
     assert (step_of(keeper.best), step_of(keeper.last)) == (4, 6)
 
 
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("earlier", [(), (10.0,)], ids=["no best yet", "an earlier best"])
+def test_a_kill_between_last_and_best_loses_no_best(earlier, tmp_path, monkeypatch):
+    def kill(*_: object) -> None:
+        raise Killed
+
+    first = fit(tmp_path, *earlier)[0].last if earlier else None
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_link", kill)
+        with pytest.raises(Killed):
+            fit(tmp_path, *(0.0 for _ in earlier[1:]), 30.0, 0.0, ckpt_path=first)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    step = step_of(last)
+    keeper, _ = fit(tmp_path, 20.0, 20.0, 20.0, 20.0, ckpt_path=last)
+    assert (step_of(keeper.best), step_of(keeper.last)) == (step, 8)
+    assert (keeper.best_evaluation["miou"], keeper.best_evaluation["step"]) == (30, step)
+    assert names(last.parent) == {"last.ckpt", "best.ckpt"}
+
+
 def test_a_run_resumed_elsewhere_has_a_best_of_its_own(tmp_path):
     """The best checkpoint of the run it comes from is not in its directory."""
     first, _ = fit(tmp_path / "first", 10.0, 30.0)

@@ -303,6 +303,35 @@ def test_world_size(monkeypatch):
     assert TrainerSettings(**cpu, devices=2).world_size() == 8
 
 
+def built_trainer(folder, **settings):
+    settings = {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true", **settings}
+    return TrainerSettings(**settings).build(callbacks=[], loggers=[], steps_per_epoch=10, run_dir=folder)
+
+
+def started_by_torchrun(monkeypatch, processes):
+    count = str(processes)
+    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    given = {**dict.fromkeys(names, "0"), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_torchrun_says_how_many_devices(monkeypatch, tmp_path):
+    """With a CPU's one device each process would train by itself, in the same run directory."""
+    started_by_torchrun(monkeypatch, 2)
+    assert built_trainer(tmp_path).world_size == 2
+    assert built_trainer(tmp_path, devices=2).world_size == 2
+    with pytest.raises(ValueError, match="2 processes were started"):
+        built_trainer(tmp_path, devices=1)
+    started_by_torchrun(monkeypatch, 1)
+    assert built_trainer(tmp_path).world_size == 1
+
+
+def test_steps_alone_end_a_run(tmp_path):
+    trainer = built_trainer(tmp_path, max_epochs=3, max_steps=15)
+    assert (trainer.max_epochs, trainer.max_steps) == (-1, 15)
+
+
 def test_precision_on_a_cpu():
     settings = {"max_epochs": 1, "accelerator": "cpu"}
     assert TrainerSettings(**settings, precision="16-mixed").resolved_precision() == "bf16-mixed"

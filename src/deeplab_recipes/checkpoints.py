@@ -203,6 +203,16 @@ class Checkpoints(pl.Callback):
         """Return what goes into the checkpoint itself."""
         return {"best_evaluation": self.best_evaluation, "seconds": self.seconds()}
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note the best weights where a kill came between last.ckpt, which says that it holds them, and best.ckpt."""
+        best_step = checkpoint["callbacks"].get(self.state_key, {}).get("best_evaluation", {}).get("step")
+        ours = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.last.resolve()
+        linked = self.best.exists() and self.best.samefile(self.last)
+        if trainer.is_global_zero and ours and best_step == checkpoint["global_step"] and not linked:
+            _link(self.last, self.best)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back, unless the run goes on in another directory: the best checkpoint is not there."""
         self._earlier = state_dict["seconds"]

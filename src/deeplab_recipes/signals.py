@@ -64,7 +64,8 @@ class StopOnSignal(pl.Callback):
     def _take_over(self, trainer: pl.Trainer) -> None:
         lightnings = trainer._signal_connector
         # What came before the first step, Lightning noted: it would stop after that step, and save nothing.
-        self.received, lightnings.received_sigterm = signal.SIGTERM if lightnings.received_sigterm else None, False
+        if lightnings.received_sigterm:
+            self.received, lightnings.received_sigterm = signal.SIGTERM, False
         if threading.current_thread() is threading.main_thread():
             for notice in NOTICES:
                 signal.signal(notice, self._note)

@@ -100,13 +100,18 @@ class TrainerSettings:
     def build(
         self, *, callbacks: list[pl.Callback], loggers: list[Logger], steps_per_epoch: int, run_dir: Path
     ) -> pl.Trainer:
-        """Return the Lightning trainer."""
-        return pl.Trainer(
-            max_epochs=self.max_epochs if self.max_epochs is not None else -1,
-            max_steps=self.max_steps,
+        """Return the Lightning trainer.
+
+        Raises:
+            ValueError: if it would not join the processes that torchrun started.
+        """
+        trainer = pl.Trainer(
+            # Steps alone: Lightning counts an epoch as done that max_steps cut, and a longer run would then end early.
+            max_epochs=-1,
+            max_steps=self.steps(steps_per_epoch),
             val_check_interval=max(1, round(self.evaluate_every * steps_per_epoch)),
             check_val_every_n_epoch=None,
-            devices=self.devices,
+            devices=self._local_devices(),
             num_nodes=self.num_nodes,
             accelerator="gpu" if self.on_gpu() else "cpu",
             precision=self.resolved_precision(),
@@ -123,6 +128,18 @@ class TrainerSettings:
             num_sanity_val_steps=0,
             log_every_n_steps=1,  # `Reporter` decides when something is logged
         )
+        if trainer.world_size != self.world_size():
+            raise ValueError(
+                f"{self.world_size()} processes were started, but trainer.devices={self.devices} on "
+                f"trainer.num_nodes={self.num_nodes} makes {trainer.world_size}: each would train by itself"
+            )
+        return trainer
+
+    def _local_devices(self) -> int | str | list[int]:
+        """Return the devices of this machine; torchrun says how many processes it started, one for each."""
+        if self.devices in ("auto", -1) and "LOCAL_WORLD_SIZE" in os.environ:
+            return int(os.environ["LOCAL_WORLD_SIZE"])
+        return self.devices
 
 
 def _counts(value: object) -> bool:

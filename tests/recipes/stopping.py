@@ -110,6 +110,21 @@ def stop_with_auxiliary_head(root: str, folder: str) -> None:
     attempt(built(root, Path(folder) / "stopped", *settings))
 
 
+def stop_in_the_last_step(root: str, folder: str) -> None:
+    """The last evaluation comes after training: the signal is not forgotten on the way there."""
+    attempt(built(root, Path(folder) / "whole", *LENGTH))
+    codes = [attempt(built(root, Path(folder) / "stopped", *LENGTH), signal_at=at) for at in (STEPS, None)]
+    print("codes", *codes)
+
+
+def train_longer(root: str, folder: str) -> None:
+    """Stop at a step in mid-epoch, and go on to a later one."""
+    longer = [*LENGTH, "schedule=constant", f"trainer.max_steps={STEPS + 2}"]
+    attempt(built(root, Path(folder) / "whole", *longer))
+    attempt(built(root, Path(folder) / "longer", *longer, f"trainer.max_steps={STEPS - 2}"))
+    attempt(built(root, Path(folder) / "longer", *longer))
+
+
 class SignalWhileStarting(pl.Callback):
     """Sends this process SIGTERM when Lightning's handler is in place, and ours is not yet."""
 

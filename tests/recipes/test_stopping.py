@@ -42,11 +42,11 @@ def assert_same_run(whole: Path, resumed: Path, steps: int = STEPS) -> None:
     assert rows(resumed) == rows(whole)
 
 
-def assert_same_samples(whole: Path, resumed: Path, rank: int) -> None:
+def assert_same_samples(whole: Path, resumed: Path, rank: int, *, steps: int = STEPS) -> None:
     # The step that was interrupted is in the list once: the signal lets it finish.
     expected, found = ((folder / f"samples.{rank}").read_text() for folder in (whole, resumed))
     assert found == expected
-    assert len(expected.splitlines()) == STEPS
+    assert len(expected.splitlines()) == steps
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,20 @@ def test_sigterm_before_the_first_step_saves_too(tiny_sets, tmp_path):
     assert "stopped: SIGTERM after step 1; go on" in printed
     assert "code 75" in printed
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_signal_in_the_last_step(tiny_sets, tmp_path):
+    printed = forked.run("stopping", "stop_in_the_last_step", 1, tiny_sets["ADE20k"], tmp_path)
+    assert f"stopped: SIGTERM after step {STEPS}; go on" in printed
+    assert "codes 75 0" in printed
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_cut_by_max_steps_can_be_made_longer(tiny_sets, tmp_path):
+    """Lightning counts the epoch that max_steps cut as done, but max_epochs is not reached earlier for that."""
+    forked.run("stopping", "train_longer", 1, tiny_sets["ADE20k"], tmp_path)
+    assert_same_weights(tmp_path / "whole", tmp_path / "longer", STEPS + 2)
+    assert_same_samples(tmp_path / "whole", tmp_path / "longer", 0, steps=STEPS + 2)
 
 
 @pytest.mark.parametrize(("step", "notice"), [(3, signal.SIGTERM), (STEPS, signal.SIGUSR1), (STEPS, signal.SIGTERM)])

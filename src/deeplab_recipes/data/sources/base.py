@@ -86,9 +86,9 @@ def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = 
         FileNotFoundError: if a folder is missing or holds no picture.
         ValueError: if an image has no label or a label no image, or two have the same stem; names them.
     """
-    found = files_by_stem(images, image_suffixes)
-    require_images(found, images, image_suffixes)
-    return pair_up(found, files_by_stem(labels, (".png",)), images, labels)
+    found_images, found_labels = files_by_stem(images, image_suffixes), files_by_stem(labels, (".png",))
+    require_images(found_images, images, image_suffixes)
+    return pair_up(found_images, found_labels, images, labels)
 
 
 def files_by_stem(folder: Path, suffixes: Iterable[str], *, ending: str = "") -> dict[str, Path]:

@@ -13,7 +13,6 @@ from deeplab_recipes.data.sources.base import (
     files_by_stem,
     pair_up,
     require_folder,
-    require_images,
     require_split,
 )
 
@@ -71,7 +70,8 @@ class Cityscapes(NumberedLabels):
             raise FileNotFoundError(f"{images} is not a folder; check data.root")
         cities = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
         pairs = [pair for city in cities for pair in _pairs_of_city(city, labels / city.name)]
-        require_images({"": images} if pairs else {}, images, ["CITY/*_leftImg8bit.png"])
+        if not pairs:
+            raise FileNotFoundError(f"{images} holds no image (CITY/*_leftImg8bit.png); check data.root")
         return pairs
 
     def labels(self, pair: Pair) -> np.ndarray:

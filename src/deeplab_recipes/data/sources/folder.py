@@ -77,10 +77,10 @@ class Folder:
         labels = _files_below(masks, MASK_SUFFIXES)
         if not labels:
             _refuse_lossy(masks)
-        chosen = self._parts(sorted(found)).get(split)
+        whole = dict(zip(sorted(found), pair_up(found, labels, images, masks), strict=True))
+        chosen = self._parts(list(whole)).get(split)
         if chosen is None:
             raise ValueError(f"{self.root} has no part {split!r}; {HOW_TO_SPLIT}")
-        whole = dict(zip(sorted(found), pair_up(found, labels, images, masks), strict=True))
         return [whole[key] for key in chosen]
 
     def labels(self, pair: Pair) -> np.ndarray:
@@ -94,6 +94,7 @@ class Folder:
             coloured = picture.mode in ("RGB", "RGBA") if self.listed.masks is None else self.listed.masks == "color"
             if coloured:
                 return decode_colours(picture, self.listed, pair.label)
+            _refuse_ambiguous(picture, self.listed, pair.label)
             stored = np.asarray(picture).astype(np.uint8) if picture.mode == "1" else np.asarray(picture)
         try:
             return decode_labels(stored, self.table, name=str(pair.label))
@@ -160,6 +161,21 @@ def _colour_table(colours: tuple[Colour, ...], ignored: tuple[Colour, ...]) -> n
     for label, colour in [*enumerate(colours), *((IGNORE, colour) for colour in ignored)]:
         table[colour[0] | colour[1] << 8 | colour[2] << 16] = label
     return table
+
+
+def _refuse_ambiguous(picture: Image.Image, listed: ClassList, file: File) -> None:
+    """Refuse a picture of numbers with a palette whose colours are those of other classes than the numbers."""
+    if picture.mode != "P" or listed.masks is not None or None in listed.colours:
+        return
+    palette = picture.getpalette("RGB") or []
+    drawn = {number: tuple(palette[3 * number : 3 * number + 3]) for _, number in picture.getcolors(256) or []}
+    meant = dict(zip(listed.values, listed.colours, strict=True))
+    coloured = set(drawn.values()) <= {*listed.colours, *listed.ignored_colours}
+    if coloured and any(meant.get(number, colour) != colour for number, colour in drawn.items()):
+        raise ValueError(
+            f"{file} stores numbers with a palette, and the colours of this are of other classes than the numbers; say "
+            f"in {listed.path} which of them to read: masks: index, or masks: color"
+        )
 
 
 def _unknown_colours(codes: np.ndarray, listed: ClassList, file: File) -> str:

@@ -87,10 +87,10 @@ class Supervisely:
         """
         annotation = _read_json(pair.label)
         canvas = np.zeros(_size(annotation, pair.label), np.uint8)
-        for number, item in enumerate(annotation.get("objects") or []):
+        for number, item in enumerate(_objects(annotation, pair.label)):
             title = item.get("classTitle") if isinstance(item, dict) else None
             where = f"{pair.label}: object {number + 1} ({title})"
-            if title not in self.numbers:
+            if not isinstance(title, str) or title not in self.numbers:
                 raise ValueError(f"{where} is of a class that meta.json lacks; it has {', '.join(self.shapes)}")
             try:
                 _draw(canvas, item, self.shapes.get(title, ""), self.numbers[title])
@@ -195,6 +195,13 @@ def _tag_names(annotation: Mapping[str, Any], path: Path) -> set[str]:
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: tags is {tags!r}; expected a list of names, or of objects with a name")
     return names
+
+
+def _objects(annotation: Mapping[str, Any], path: Path) -> list[Any]:
+    objects = annotation.get("objects") or []
+    if not isinstance(objects, list):
+        raise ValueError(f"{path}: objects is {objects!r}; expected a list")
+    return objects
 
 
 def _size(annotation: Mapping[str, Any], path: Path) -> tuple[int, int]:

@@ -289,7 +289,9 @@ def _number_of_classes(parts: Mapping[str, Any]) -> int:
     data = parts["data"].keywords
     classes = getattr(data["source"].func, "classes", None)
     if classes is None and (data["root"] == MISSING or not Path(data["root"]).exists()):
-        raise ValueError(f"data.root={data['root']} is not there, so the classes cannot be counted")
+        raise ValueError(
+            f"data.root={data['root']} is not there, and only the data say how many classes: data.root=DIR"
+        )
     return len(classes or data["source"](data["root"]).classes)
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +95,12 @@ def test_missing_files_are_named(root):
         Cityscapes(root / "gtFine")
     with pytest.raises(ValueError, match="split is 'val'; valid are train, validation, test"):
         Cityscapes(root).pairs("val")
+
+
+def test_city_without_images_is_named(root):
+    shutil.rmtree(root / "leftImg8bit" / "train" / "ulm")
+    with pytest.raises(FileNotFoundError, match=r"leftImg8bit/train/ulm is not a folder"):
+        Cityscapes(root).pairs("train")
 
 
 def test_part_without_images(root):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.data.sources import Folder
 from deeplab_recipes.data.sources.base import Source, read_pair
 
@@ -331,6 +332,8 @@ def test_names_that_are_not_unicode(tmp_path):
             os.fsencode(tmp_path / folder) + f"/gr\xfcn.{suffix}".encode("latin1"),
         )
     assert len(names(tmp_path, "train")) == len(names(tmp_path, "validation")) == 1
+    sizes = {"crop_size": [40, 40], "base_size": [40, 40], "evaluate_sizes": {"square": [40, 40]}}
+    assert SegmentationDataModule(Folder, tmp_path, batch_size=1, **sizes).fingerprint()
 
 
 def test_suffixes_in_capitals_hidden_and_foreign_files(tmp_path):

@@ -279,6 +279,7 @@ PACKED = zlib.compress(png(MASK))
         (polygon("car", [[1, 2]], shape="point"), r"is a point, which covers no area"),
         ({"classTitle": "car", "geometryType": "bitmap"}, r"lacks what its shape needs.*KeyError\('bitmap'\)"),
         ({"classTitle": "car", "geometryType": "bitmap", "bitmap": {"data": "", "origin": 3}}, r"lacks what its shape"),
+        (polygon("car", [[1, 2]], shape="rectangle"), r"has a rectangle of 1 corners; it takes two"),
         (polygon("car", []), r"has points that are not a list of \[x, y\]"),
         (polygon("car", [[1, 2, 3]]), r"has points that are not a list of \[x, y\]"),
         (polygon("car", [[0, 0], [float("nan"), 1], [1, 1]]), r"has points that are not"),

@@ -78,3 +78,14 @@ def test_a_step_of_training(name: str, roots: dict[str, Path], compose_settings:
     evaluation = result["evaluations"][0]
     assert len(evaluation["per_class"]) == len(built(settings).source.classes)
     assert 0 <= evaluation["miou"] <= 100
+
+
+def test_a_plan_counts_classes_and_images_on_disk(roots: dict[str, Path], compose_settings: Compose) -> None:
+    words = ("data=folder", "batch_size=4", "measure=false", "model=deeplabv3plus_resnet18")
+    settings = compose_settings(*words, f"data.root={roots['folder']}", verb="plan")
+    images = round(0.8 * sum(COUNTS.values()))
+    assert f"training images {images}" in " ".join(config.assemble_plan(settings, {}).split())
+    with pytest.raises(
+        ValueError, match=r"nowhere is not there, and only the data say how many classes: data\.root=DIR"
+    ):
+        config.assemble_plan(compose_settings(*words, "data.root=nowhere", verb="plan"), {})

@@ -66,10 +66,8 @@ class Cityscapes(NumberedLabels):
         """Return the pairs of "train", "validation" or "test", city by city in the order of their names."""
         part = require_split(split, FOLDERS)
         images, labels = self.root / "leftImg8bit" / part, self.root / "gtFine" / part
-        if not images.is_dir():
-            raise FileNotFoundError(f"{images} is not a folder; check data.root")
-        cities = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
-        pairs = [pair for city in cities for pair in _pairs_of_city(city, labels / city.name)]
+        cities = sorted(_folders_in(images) | _folders_in(labels))
+        pairs = [pair for city in cities for pair in _pairs_of_city(images / city, labels / city)]
         if not pairs:
             raise FileNotFoundError(f"{images} holds no image (CITY/*_leftImg8bit.png); check data.root")
         return pairs
@@ -78,6 +76,12 @@ class Cityscapes(NumberedLabels):
         """Return classes (H, W) and 255; see `read_labels`."""
         table = self.train_ids if pair.label.stem.endswith(ENDINGS[1]) else self.table
         return read_labels(pair.label, table)
+
+
+def _folders_in(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; check data.root")
+    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
 def _pairs_of_city(images: Path, labels: Path) -> list[Pair]:

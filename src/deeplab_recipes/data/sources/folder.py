@@ -58,7 +58,7 @@ class Folder:
             if not (self.root / name).is_dir():
                 raise FileNotFoundError(f"data.root={root} has no {name}/ folder; expected {LAYOUT}")
         if not 0 < validation_share < 1:
-            raise ValueError(f"validation_share is {validation_share}; it must be between 0 and 1, as 0.2")
+            raise ValueError(f"data.source.validation_share is {validation_share}; it must be between 0 and 1, as 0.2")
         self.validation_share = validation_share
         self.listed = read_class_file(self.root / NAME)
         self.classes = self.listed.names

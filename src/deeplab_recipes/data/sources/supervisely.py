@@ -222,8 +222,10 @@ def _draw(canvas: np.ndarray, item: Mapping[str, Any], class_shape: str, label: 
     elif shape == "polygon":
         _draw_polygon(canvas, item["points"], label)
     elif shape == "rectangle":
-        (left, top), (right, bottom) = _points(item["points"]["exterior"]).tolist()
-        cv2.rectangle(canvas, (left, top), (right, bottom), label, cv2.FILLED)
+        corners = _points(item["points"]["exterior"]).tolist()
+        if len(corners) != 2:
+            raise ValueError(f"has a rectangle of {len(corners)} corners; it takes two opposite ones")
+        cv2.rectangle(canvas, *corners, label, cv2.FILLED)
     else:
         raise ValueError(
             f"is a {shape}, which covers no area that could be labelled; valid are bitmap, polygon and rectangle. "

@@ -115,11 +115,11 @@ class TFRecords(NumberedLabels):
 def _classes(classes: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[Colour, ...], int]:
     if isinstance(classes, str):
         if classes not in KNOWN:
-            raise ValueError(f"classes is {classes!r}; valid are {', '.join(KNOWN)}, or a list of names")
+            raise ValueError(f"data.source.classes is {classes!r}; valid are {', '.join(KNOWN)}, or a list of names")
         return KNOWN[classes]
     names = tuple(map(str, classes))
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"classes is {list(names)}; it takes names, each once")
+        raise ValueError(f"data.source.classes is {list(names)}; it takes names, each once")
     return names, spread_colours(len(names)), 255
 
 

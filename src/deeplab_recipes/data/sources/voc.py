@@ -51,7 +51,9 @@ class PascalVOC(NumberedLabels):
     def __init__(self, root: str | Path, *, training_list: TrainingList = "trainaug") -> None:
         root = require_folder(Path(root), layout=LAYOUT)
         if training_list not in get_args(TrainingList):
-            raise ValueError(f"training_list is {training_list!r}; valid are {', '.join(get_args(TrainingList))}")
+            raise ValueError(
+                f"data.source.training_list is {training_list!r}; valid are {', '.join(get_args(TrainingList))}"
+            )
         above = (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012", root / "VOC2012")
         found = [folder for folder in above if (folder / "JPEGImages").is_dir()]
         if not found:
@@ -95,8 +97,9 @@ class PascalVOC(NumberedLabels):
             return _read_list(self._list("train")) | _read_list(self._list("aug"))
         if self.sbd is None:
             raise FileNotFoundError(
-                f"training_list=trainaug needs {self._list('trainaug')} (or aug.txt) with SegmentationClassAug/, or "
-                f"SBD's benchmark_RELEASE/ in {self.root}; data.source.training_list=train does without"
+                f"data.source.training_list=trainaug needs {self._list('trainaug')} (or aug.txt) with "
+                f"SegmentationClassAug/, or SBD's benchmark_RELEASE/ in {self.root}; "
+                "data.source.training_list=train does without"
             )
         added = _read_list(self.sbd / "train.txt") | _read_list(self.sbd / "val.txt")
         return (_read_list(self._list("train")) | added) - _read_list(self._list("val"))

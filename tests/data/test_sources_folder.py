@@ -230,6 +230,13 @@ def test_wrong_class_files(tmp_path, content, words):
     assert message.startswith(str(tmp_path / "classes.yaml"))
 
 
+def test_colours_may_repeat_where_they_only_draw(tmp_path):
+    content = "classes: [{name: a, color: [1, 2, 3]}, {name: b, color: '#010203'}, c]\nmasks: index\n"
+    write_parts(tmp_path, content=content)
+    assert Folder(tmp_path).palette[:2] == ((1, 2, 3), (1, 2, 3))
+    np.testing.assert_array_equal(first_labels(tmp_path), classes_of(0))
+
+
 def test_missing_class_file_shows_an_example(tmp_path):
     write_parts(tmp_path)
     (tmp_path / "classes.yaml").unlink()

@@ -200,7 +200,7 @@ def test_tags_choose_the_parts(project):
                     "ds1/a.jpg": tagged("train"), "ds0/datasets/deep/z.jpg": tagged("val")})  # fmt: skip
     source = Supervisely(root)
     assert [p.image.relative_to(root).as_posix() for p in source.pairs("train")] == ["ds0/img/a.jpg", "ds1/img/a.jpg"]
-    assert [p.image.name for p in source.pairs("validation")] == ["z.jpg", "b.png"]
+    assert [p.image.name for p in source.pairs("validation")] == ["b.png", "z.jpg"]
     other = Supervisely(root, train_tag="other", validation_tag="night")
     assert [p.image.name for p in other.pairs("train")] == ["c.jpg"]
     assert [p.image.name for p in other.pairs("validation")] == ["a.jpg"]
@@ -361,6 +361,10 @@ def test_image_without_annotation(project):
     root = project({"a.jpg": annotation(), "v.jpg": VALIDATION})
     (root / "ds0" / "ann" / "a.jpg.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"img/a\.jpg has no annotation .*ann/a\.jpg\.json; export"):
+        Supervisely(root)
+    (root / "ds0" / "img" / "a.jpg").unlink()
+    (root / "ds0" / "ann" / "b.jpg.json").write_text(json.dumps(annotation()))
+    with pytest.raises(FileNotFoundError, match=r"ann/b\.jpg\.json has no image in .*img; export"):
         Supervisely(root)
 
 

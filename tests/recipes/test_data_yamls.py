@@ -1,5 +1,7 @@
 """Every YAML of a data set builds and trains, and every setting of its source acts."""
 
+import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +12,7 @@ from small_run import SMALL
 from small_sets import COUNTS, write
 
 from deeplab_recipes import config
+from deeplab_recipes.cli import main
 from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.training import train
 
@@ -89,3 +92,59 @@ def test_a_plan_counts_classes_and_images_on_disk(roots: dict[str, Path], compos
         ValueError, match=r"nowhere is not there, and only the data say how many classes: data\.root=DIR"
     ):
         config.assemble_plan(compose_settings(*words, "data.root=nowhere", verb="plan"), {})
+
+
+def spoil_palette(root: Path) -> str:
+    path = root / "classes.yaml"
+    path.write_text(path.read_text().replace("[40, 200, 40]", "[40, 200, 41]"))
+    return "color [40, 200, 40] of 1200 pixels is no class's"
+
+
+def list_a_class_twice(root: Path) -> str:
+    path = root / "classes.yaml"
+    path.write_text(path.read_text().replace("box", "door"))
+    return "class 'door' is listed twice"
+
+
+def spoil_bitmap(root: Path) -> str:
+    path = root / "ds" / "ann" / "train0.jpg.json"
+    content = json.loads(path.read_text())
+    content["objects"][1]["bitmap"]["data"] = "not base64"
+    path.write_text(json.dumps(content))
+    return "train0.jpg.json: object 2 (neutral) has a bitmap that is not base64"
+
+
+def cut_records(root: Path) -> str:
+    path = root / "train.tfrecord"
+    path.write_bytes(path.read_bytes()[:-1000])
+    return "train.tfrecord: record 8 at byte"
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("folder", spoil_palette),
+        ("folder", list_a_class_twice),
+        ("supervisely", spoil_bitmap),
+        ("tfrecord", cut_records),
+    ],
+)
+def test_bad_data_end_the_command_with_one_message(
+    name: str,
+    spoil: Callable[[Path], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    root, run_dir = write(name, tmp_path / "data"), tmp_path / "run"
+    message = spoil(root)
+    command = ["deeplab", "train", *SMALLEST, f"data={name}", f"data.root={root}", f"run_dir={run_dir}"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capfd.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("error: ") == 1
+    assert message in error
+    assert "Traceback" not in error
+    assert not run_dir.exists()

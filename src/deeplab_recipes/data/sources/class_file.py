@@ -66,8 +66,11 @@ def read_class_file(path: Path) -> ClassList:
     _refuse_twice("class", names, path)
     position = "; a class without a value has its position, from 0"
     _refuse_twice("value", (*values, *numbers), path, hint=position)
-    _refuse_twice("color", (*(c for c in colours if c is not None), *ignored_colours), path)
-    return ClassList(path, names, colours, values, numbers, ignored_colours, _masks(content.get("masks"), path))
+    masks = _masks(content.get("masks"), path)
+    if masks != "index":
+        hint = ", unless colors are only to draw with: masks: index"
+        _refuse_twice("color", (*(c for c in colours if c is not None), *ignored_colours), path, hint=hint)
+    return ClassList(path, names, colours, values, numbers, ignored_colours, masks)
 
 
 def _load(path: Path) -> dict[str, Any]:

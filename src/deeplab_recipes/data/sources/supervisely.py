@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,13 @@ from tqdm import tqdm
 
 from deeplab_recipes.data.labels import IGNORE, INVALID
 from deeplab_recipes.data.packed import Packed
-from deeplab_recipes.data.sources.base import Colour, Pair, files_by_stem, require_folder, require_split
+from deeplab_recipes.data.sources.base import Colour, Pair, require_folder, require_split
 from deeplab_recipes.data.sources.class_file import parse_colour
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".mpo")
 LAYOUT = "meta.json and DATASET/img/ and DATASET/ann/ in it"
 BACKGROUND_COLOUR: Colour = (34, 34, 34)  # Supervisely's, where the project has no such class
+AGAIN = "export the project anew"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 POINTS_LIMIT = 1 << 24  # beyond any picture; OpenCV wants 32-bit numbers
 
@@ -167,25 +169,36 @@ def _read_classes(meta: Mapping[str, Any], path: Path) -> tuple[dict[str, str], 
 
 def _all_pairs(project: Path) -> list[Pair]:
     """Return every image of every dataset, nested ones too, with its annotation."""
-    folders = sorted(path for path in project.rglob("img") if path.is_dir() and (path.parent / "ann").is_dir())
-    pairs = [_pair(image) for folder in folders for image in files_by_name(folder)]
+    datasets = sorted(path.parent for path in project.rglob("img") if path.is_dir())
+    pairs = [pair for dataset in datasets for pair in _pairs_of_dataset(dataset)]
     if not pairs:
         raise FileNotFoundError(f"{project} holds no image in DATASET/img/; expected {LAYOUT}")
     return pairs
 
 
-def files_by_name(folder: Path) -> list[Path]:
-    """Return the images of a folder in the order of their names; a.jpg and a.png are two."""
-    found = [files_by_stem(folder, (suffix,)).values() for suffix in IMAGE_SUFFIXES]
-    return sorted(path for paths in found for path in paths)
+def _pairs_of_dataset(dataset: Path) -> list[Pair]:
+    annotations = {name: dataset / "ann" / name for name in _names(dataset / "ann", (".json",))}
+    pairs = []
+    for image in _names(dataset / "img", IMAGE_SUFFIXES):
+        first_years = f"{os.path.splitext(image)[0]}.json"
+        label = annotations.pop(f"{image}.json", None) or annotations.pop(first_years, None)
+        if label is None:
+            raise FileNotFoundError(
+                f"{dataset / 'img' / image} has no annotation {dataset / 'ann' / image}.json; {AGAIN}"
+            )
+        pairs.append(Pair(dataset / "img" / image, label))
+    if annotations:
+        raise FileNotFoundError(f"{next(iter(annotations.values()))} has no image in {dataset / 'img'}; {AGAIN}")
+    return pairs
 
 
-def _pair(image: Path) -> Pair:
-    folder = image.parent.parent / "ann"
-    for name in (f"{image.name}.json", f"{image.stem}.json"):  # the second is the form of the first years
-        if (folder / name).is_file():
-            return Pair(image, folder / name)
-    raise FileNotFoundError(f"{image} has no annotation {folder / image.name}.json; export the project anew")
+def _names(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Return the names of a folder's files with one of the suffixes, in order; a.jpg and a.png are two."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; expected {LAYOUT}")
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    return sorted(name for name in names if os.path.splitext(name)[1].lower() in suffixes)
 
 
 def _tag_names(annotation: Mapping[str, Any], path: Path) -> set[str]:

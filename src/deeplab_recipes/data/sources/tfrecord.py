@@ -48,7 +48,7 @@ class TFRecords(NumberedLabels):
         ignore: the stored value to ignore; None: what research/deeplab ignores (255; with ade20k, 0).
         training, validation: the NAME of each part's files; None: train, training or train_fine, and val, validation
             or val_fine, whichever is there.
-        verify: read everything once on opening, about 100 MB a second, and compare the checksums.
+        verify: read everything once on opening, about 50 MB a second, and compare the checksums.
 
     Raises:
         FileNotFoundError: if `root` is not a folder.

@@ -294,7 +294,7 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
     parts = build_parts({**values, "model": {**values["model"], "backbone_weights": None}})
     return describe(
         name=values["name"],
-        model=parts["model"](num_classes=len(parts["data"].keywords["source"].func.classes)),
+        model=parts["model"](num_classes=_number_of_classes(parts)),
         backbone_weights=weights,
         crop=tuple(values["data"]["crop_size"]),
         training_images=_training_images(parts),
@@ -306,6 +306,17 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
         normalize=parts["loss"].normalize,
         measure=measure,
     )
+
+
+def _number_of_classes(parts: Mapping[str, Any]) -> int:
+    """Count the classes; where they are the data's own, the data have to be there."""
+    data = parts["data"].keywords
+    classes = getattr(data["source"].func, "classes", None)
+    if classes is None and (data["root"] == MISSING or not Path(data["root"]).exists()):
+        raise ValueError(
+            f"data.root={data['root']} is not there, and only the data say how many classes: data.root=DIR"
+        )
+    return len(classes or data["source"](data["root"]).classes)
 
 
 def _training_images(parts: Mapping[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """What a data source is: pairs of image and label files, class names, colours, and how labels are read."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,14 +106,69 @@ def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = 
         FileNotFoundError: if a folder is missing or holds no picture.
         ValueError: if an image has no label or a label no image, or two have the same stem; names them.
     """
-    suffixes = {s.lower() for s in image_suffixes}
-    found_images = _by_stem(images, suffixes)
-    found_labels = _by_stem(labels, {".png"})
-    if not found_images:
-        raise FileNotFoundError(f"{images} holds no image ({', '.join(sorted(suffixes))}); check data.root")
-    _refuse_unpaired(found_images, found_labels, "image", "label", labels)
-    _refuse_unpaired(found_labels, found_images, "label", "image", images)
-    return [Pair(found_images[stem], found_labels[stem]) for stem in sorted(found_images)]
+    found_images, found_labels = files_by_stem(images, image_suffixes), files_by_stem(labels, (".png",))
+    require_images(found_images, images, image_suffixes)
+    return pair_up(found_images, found_labels, images, labels)
+
+
+def files_by_stem(folder: Path, suffixes: Iterable[str], *, ending: str = "") -> dict[str, Path]:
+    """Return the files of a folder by stem, in the order of their names; hidden and other files are left out.
+
+    Args:
+        folder: where they are.
+        suffixes: of the files that count, in small letters.
+        ending: what the stems end with; it is cut off, and other stems do not count.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if two files have the same stem; names them.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; check data.root")
+    suffixes, found = set(suffixes), {}
+    with os.scandir(folder) as entries:  # asks the system about no file by itself, of which there may be 100,000
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in suffixes and stem.endswith(ending):
+            keep_one(found, stem.removesuffix(ending), folder / name)
+    return found
+
+
+def keep_one(found: dict[str, Path], key: str, path: Path) -> None:
+    """Add a file under its key, or raise ValueError that names both if there is one already."""
+    if key in found:
+        raise ValueError(f"{path.parent} holds both {found[key].name} and {path.name}; keep one of them")
+    found[key] = path
+
+
+def require_images(found: dict[str, Path], folder: Path, suffixes: Iterable[str]) -> None:
+    """Raise FileNotFoundError that names folder and suffixes if no image was found."""
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(suffixes))}); check data.root")
+
+
+def pair_up(images: dict[str, Path], labels: dict[str, Path], image_folder: Path, label_folder: Path) -> list[Pair]:
+    """Pair images and labels of the same key, in the order of the keys.
+
+    Raises:
+        ValueError: if an image has no label or a label no image; names them.
+    """
+    _refuse_unpaired(images, labels, "image", "label", label_folder)
+    _refuse_unpaired(labels, images, "label", "image", image_folder)
+    return [Pair(images[key], labels[key]) for key in sorted(images)]
+
+
+def spread_colours(count: int, *, first: int = 0) -> tuple[Colour, ...]:
+    """Return `count` colours that are easy to tell apart, from number `first` on: the map of Pascal VOC.
+
+    Bits 0, 1, 2 of a number are the highest bits of red, green, blue; bits 3, 4, 5 the next ones, and so on.
+    """
+
+    def channel(number: int, offset: int) -> int:
+        return sum((number >> (3 * step + offset) & 1) << (7 - step) for step in range(8))
+
+    return tuple((channel(n, 0), channel(n, 1), channel(n, 2)) for n in range(first, first + count))
 
 
 def require_folder(root: Path, *, layout: str) -> Path:
@@ -127,19 +183,6 @@ def require_split(split: str, folders: dict[str, str]) -> str:
     if split not in folders:
         raise ValueError(f"split is {split!r}; valid are {', '.join(folders)}")
     return folders[split]
-
-
-def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; check data.root")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
-            continue
-        if path.stem in found:
-            raise ValueError(f"{folder} holds both {found[path.stem].name} and {path.name}; keep one of them")
-        found[path.stem] = path
-    return found
 
 
 def _refuse_unpaired(have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.labels import IGNORE, INVALID, decode_labels, encoding
-from deeplab_recipes.data.reading import open_picture, picture_size
+from deeplab_recipes.data.pictures import open_picture, picture_size
 from deeplab_recipes.data.sources.base import (
     Colour,
     Pair,

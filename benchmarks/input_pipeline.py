@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.data.dataset import SegmentationDataset, collate
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sampler import Draw
@@ -313,6 +314,81 @@ def compare(data: DataSet, samples: int, rounds: int) -> str:
     return table(data, *split)
 
 
+# Loader processes, on all cores.
+
+
+def module(data: DataSet, workers: int) -> SegmentationDataModule:
+    return SegmentationDataModule(
+        lambda root: data.source,
+        "",
+        batch_size=BATCH,
+        pipeline="keep_ratio",
+        crop_size=data.crop,
+        base_size=data.base,
+        evaluate_sizes={"keep_ratio": data.base},
+        protocol="keep_ratio",
+        photometric="keep_ratio",
+        workers=workers,
+    )
+
+
+def batches(data: DataSet, workers: int) -> Iterator[tuple[int, list[int]]]:
+    """Give the samples so far and the loader processes' numbers after each batch, epoch after epoch."""
+    loader, samples = module(data, workers).train_dataloader(), 0
+    while True:
+        iterator = iter(loader)
+        for batch in iterator:
+            samples += len(batch["label"])
+            yield samples, [process.pid for process in iterator._workers]
+
+
+def loader_rate(data: DataSet, workers: int, samples: int) -> float:
+    """Return images per second of a loader that has been running for a while."""
+    stream = batches(data, workers)
+    for done, _ in stream:
+        if done >= samples // 4:
+            break
+    first, start = done, time.perf_counter()
+    for done, _ in stream:
+        if done - first >= samples:
+            return (done - first) / (time.perf_counter() - start)
+    raise AssertionError("the loader ended")
+
+
+def resident(pids: Sequence[int]) -> float:
+    """Return the processes' resident memory in MB, pages that they share counted once."""
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
+
+
+def memory(data: DataSet, workers: int, marks: Sequence[int]) -> list[float]:
+    """Return the workers' memory after so many samples."""
+    left, found = list(marks), []
+    for done, pids in batches(data, workers):
+        if done >= left[0]:
+            found.append(resident(pids))
+            left.pop(0)
+            if not left:
+                return found
+    raise AssertionError("the loader ended")
+
+
+def loaders(data: DataSet, rounds: int) -> str:
+    one, two = ([loader_rate(data, workers, 1000) for _ in range(rounds)] for workers in (1, 2))
+    marks = (500, 1000, 2500, 5000, 10_000)
+    used = memory(data, 4, marks)
+    after = ", ".join(f"{mb:.0f} MB after {mark:,}" for mark, mb in zip(marks, used, strict=True))
+    return "\n".join(
+        [
+            f"## Loader processes, {data.name}",
+            "",
+            f"- one worker {statistics.median(one):.0f} images/s, two {statistics.median(two):.0f}: "
+            f"{statistics.median(two) / statistics.median(one):.2f}",
+            f"- memory of 4 workers (proportional share): {after} samples",
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ade20k", type=Path, help="ade20k_mini, or ADE20k")
@@ -320,6 +396,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--enlarged", type=int, default=400, help="how many pairs to enlarge")
+    parser.add_argument("--no-loaders", action="store_true", help="leave the loader processes out")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     packages = ("torch", "torchvision", "onedl-mmsegmentation", "simplejpeg", "pillow", "numpy")
@@ -327,6 +404,9 @@ def main() -> None:
     text[0] += ", ".join(f"{name} {version(name)}" for name in packages)
     with tempfile.TemporaryDirectory() as folder:
         sets = list(data_sets(given.ade20k, given.camvid, Path(folder), given.enlarged))
+        if sets and not given.no_loaders:  # before this process is tied to one core
+            text.append(loaders(sets[0], given.rounds))
+            print(text[-1], flush=True)
         one_core()
         for data in sets:
             text.append(compare(data, given.samples, given.rounds))

@@ -47,3 +47,8 @@ File = Path | Piece
 def size_of(file: File) -> int:
     """Return how many bytes it has."""
     return file.length if isinstance(file, Piece) else file.stat().st_size
+
+
+def shown(text: object) -> str:
+    """Return `text` on one line that any terminal takes: a file's name may hold a newline, or bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -205,7 +205,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         for split, training in (("train", True), ("validation", False)):
             for pair in self.dataset(split, training=training).pairs:
                 for file in (pair.image, pair.label):
-                    digest.update(f"{split}/{file.name}:{size_of(file)}\n".encode())
+                    digest.update(f"{split}/{file.name}:{size_of(file)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _dtype(self) -> torch.dtype:

@@ -1,6 +1,6 @@
 """What a data source is: pairs of image and label files, class names, colours, and how labels are read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -79,21 +79,44 @@ def require_same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]
         )
 
 
+class UnpairedError(ValueError):
+    """Images without labels, or labels without images.
+
+    Args:
+        message: names some of them.
+        images, labels: all that are alone.
+        pairs: what does have a partner.
+    """
+
+    def __init__(
+        self, message: str, images: Sequence[File] = (), labels: Sequence[File] = (), pairs: Sequence[Pair] = ()
+    ) -> None:
+        super().__init__(message)
+        self.images, self.labels, self.pairs = images, labels, pairs
+
+
 def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = (".jpg",)) -> list[Pair]:
     """Pair the pictures of two folders by file stem, in the order of their names.
 
     Raises:
         FileNotFoundError: if a folder is missing or holds no picture.
-        ValueError: if an image has no label or a label no image, or two have the same stem; names them.
+        UnpairedError: if an image has no label or a label no image; names them.
+        ValueError: if two have the same stem; names them.
     """
     suffixes = {s.lower() for s in image_suffixes}
     found_images = _by_stem(images, suffixes)
     found_labels = _by_stem(labels, {".png"})
     if not found_images:
         raise FileNotFoundError(f"{images} holds no image ({', '.join(sorted(suffixes))}); check data.root")
-    _refuse_unpaired(found_images, found_labels, "image", "label", labels)
-    _refuse_unpaired(found_labels, found_images, "label", "image", images)
-    return [Pair(found_images[stem], found_labels[stem]) for stem in sorted(found_images)]
+    pairs = [Pair(path, found_labels[stem]) for stem, path in sorted(found_images.items()) if stem in found_labels]
+    bare = [path for stem, path in sorted(found_images.items()) if stem not in found_labels]
+    loose = [path for stem, path in sorted(found_labels.items()) if stem not in found_images]
+    if bare or loose:
+        told = [(bare, len(found_images), f"images have no label in {labels}")] if bare else []
+        told += [(loose, len(found_labels), f"labels have no image in {images}")] if loose else []
+        text = "; ".join(f"{len(alone)} of {total} {what}: {_first_names(alone)}" for alone, total, what in told)
+        raise UnpairedError(f"{text}; add the missing files or move these away", bare, loose, pairs)
+    return pairs
 
 
 def require_folder(root: Path, *, layout: str) -> Path:
@@ -123,11 +146,5 @@ def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     return found
 
 
-def _refuse_unpaired(have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path) -> None:
-    alone = sorted(have.keys() - want.keys())
-    if alone:
-        names = ", ".join(have[stem].name for stem in alone[:3])
-        raise ValueError(
-            f"{len(alone)} of {len(have)} {what}s have no {partner} in {where}: {names}"
-            f"{', ...' if len(alone) > 3 else ''}; add the missing files or move these away"
-        )
+def _first_names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")

@@ -1,0 +1,60 @@
+"""How labels are drawn: class colours, a legend and a typeface, for every picture that shows them."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from deeplab_recipes.data.labels import IGNORE
+
+Colour = tuple[int, int, int]
+IGNORE_COLOUR: Colour = (255, 255, 255)
+MARGIN = 8
+LINE = 20
+TEXT: Colour = (30, 30, 30)
+FRAME: Colour = (120, 120, 120)
+
+
+def colourise(labels: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:
+    """Return labels (H, W) as colours (H, W, 3) uint8; 255 becomes white."""
+    table = np.empty((256, 3), np.uint8)
+    table[:] = IGNORE_COLOUR
+    table[: len(palette)] = palette
+    return table[labels]
+
+
+def legend(
+    present: list[int], classes: Sequence[str], palette: Sequence[Colour], width: int, *, ignored: bool
+) -> Image.Image:
+    """Draw swatches and names in rows of `width` pixels, or more where a name needs it.
+
+    Args:
+        present: numbers of the classes to show, in this order.
+        classes, palette: names and colours by class number.
+        width: of a row.
+        ignored: whether to show the colour of what is not labelled too.
+    """
+    entries = [(classes[c], tuple(palette[c])) for c in present]
+    if ignored:
+        entries.append(("not labelled", IGNORE_COLOUR))
+    lengths = [18 + int(font().getlength(name)) + 14 for name, _ in entries]
+    width = max(width, *lengths)
+    places, x, y = [], 0, 0
+    for length in lengths:
+        if x + length > width:
+            x, y = 0, y + LINE
+        places.append((x, y))
+        x += length
+    canvas = Image.new("RGB", (width, y + LINE), "white")
+    draw = ImageDraw.Draw(canvas)
+    for (left, top), (name, colour) in zip(places, entries, strict=True):
+        draw.rectangle((left, top + 3, left + 12, top + 15), fill=colour, outline=FRAME)
+        draw.text((left + 18, top + 2), name, fill=TEXT, font=font())
+    return canvas
+
+
+@cache
+def font(size: int = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the typeface of all pictures."""
+    return ImageFont.load_default(size=size)

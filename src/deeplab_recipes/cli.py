@@ -178,7 +178,10 @@ def check(settings: DictConfig) -> None:
 VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train and evaluate a recipe, e.g. deeplab train +recipe=quickstart"),
     "plan": (plan, "say what a training will do and how it differs from the published one, before it starts"),
-    "check": (check, "read a whole data set and say what is wrong with it, e.g. deeplab check data=camvid data.root=DIR"),
+    "check": (
+        check,
+        "read a whole data set and what is wrong with it, e.g. deeplab check data=camvid data.root=DIR",
+    ),
 }
 
 

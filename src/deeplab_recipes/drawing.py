@@ -6,8 +6,6 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from deeplab_recipes.data.labels import IGNORE
-
 Colour = tuple[int, int, int]
 IGNORE_COLOUR: Colour = (255, 255, 255)
 MARGIN = 8

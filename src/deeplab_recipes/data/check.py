@@ -78,19 +78,19 @@ def check_set(
         FileNotFoundError, ValueError: if neither part has any pair.
         OSError: if `output` holds a report or cannot be written.
     """
-    output = _fresh_folder(Path(output))
     begin = time.perf_counter()
     pairs, problems = find_pairs(source)
+    output = _fresh_folder(Path(output))
     processes = cores() if workers == "auto" else int(workers)
     inspection = inspect(pairs, source, processes=processes)
     seconds = time.perf_counter() - begin
     found, remarks = judge(inspection, source, pairs, skip=on_corrupt == "skip")
-    report = Report(source, where, inspection.parts, [*class_problems(source), *problems, *found], remarks, seconds)
-    containers = json.dumps(as_containers(report), indent=1)
-    (output / REPORT).write_text(containers + "\n")
+    classes = class_problems(source)
+    report = Report(source, where, inspection.parts, [*classes, *problems, *found], remarks, seconds)
+    (output / REPORT).write_text(json.dumps(as_containers(report), indent=1) + "\n")
     (output / TEXT).write_text(as_text(report) + "\n", encoding="utf-8")
     usable = {part: _without(pairs[part], inspection.parts[part].unusable) for part in pairs}
-    sheet = contact_sheet(usable, source, count=sheet_pairs)
+    sheet = contact_sheet(usable, source, count=0 if classes else sheet_pairs)
     if sheet is not None:
         sheet.save(output / SHEET)
     return report
@@ -194,4 +194,3 @@ def _fresh_folder(folder: Path) -> Path:
     except OSError as error:
         raise OSError(f"output={folder} cannot be written ({error.strerror}); choose another: output=DIR") from None
     return folder
-

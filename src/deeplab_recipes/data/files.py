@@ -50,5 +50,5 @@ def size_of(file: File) -> int:
 
 
 def shown(text: object) -> str:
-    """Return `text` on one line that any terminal takes: a file's name may hold a newline, or bytes that are no text."""
+    """Return `text` on one line that any terminal takes: names may hold newlines, or bytes that are no text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -59,14 +59,19 @@ def look_at_labels(file: File) -> Stored | None:
         return None
     stored = Stored(modes=Counter([mode]))
     if pixels.ndim == 3:
-        # Every fourth row and column is enough for a guess, and finding distinct colours is slow.
-        few = np.unique(pixels[::4, ::4, :3].reshape(-1, min(3, pixels.shape[2])), axis=0)[: COLOURS_KEPT + 1]
-        stored.colours = {tuple(colour) for colour in np.broadcast_to(few, (len(few), 3)).tolist()}
+        stored.colours = _distinct(pixels)
     elif pixels.dtype in (np.uint8, np.bool_):
         stored.values = np.bincount(pixels.ravel(), minlength=256)
     else:
         stored.deepest = int(pixels.max(initial=0))
     return stored
+
+
+def _distinct(pixels: np.ndarray) -> set[Colour]:
+    """Return the colours of (H, W, 2..4), grey and alpha counting as grey, at most `COLOURS_KEPT` + 1 of them."""
+    red, green, blue = (pixels[..., i if pixels.shape[2] > 2 else 0].astype(np.int32) for i in range(3))
+    numbers = np.unique(red << 16 | green << 8 | blue)[: COLOURS_KEPT + 1]
+    return {(n >> 16, n >> 8 & 255, n & 255) for n in numbers.tolist()}
 
 
 def look_at_all(files: Iterable[File]) -> Stored:
@@ -182,7 +187,7 @@ def _stray(stored: Stored, source: Source) -> str | None:
     share = outside / max(int(stored.values.sum()), 1)
     if not 0 < share < STRAY_SHARE:
         return None
-    return f"{outside} stray pixels ({share:.2g} of these pictures), from a drawing tool? Set them to {IGNORE}, ignored"
+    return f"{outside} stray pixels ({100 * share:.2g} % of these pictures): set them to {IGNORE}, which is ignored"
 
 
 def _indices(stored: Stored, source: Source) -> str | None:

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sources.base import Pair, Source, UnpairedError
 
 NAMED = 5  # files that the text names of each entry; the JSON names all
+LISTED = 20  # classes that a sentence names
 STOPPING = {
     "unreadable": "{n} cannot be read",
     "labels": "{n} with labels that do not fit the {classes} classes",
@@ -22,7 +23,7 @@ STOPPING = {
 HARMLESS = {
     "damaged": "{n} with damaged places that decoders pass over",
     "empty": "{n} without any labelled pixel",
-    "turned": "{n} with an EXIF orientation that training does not apply; the labels have to lie as the image is stored",
+    "turned": "{n} with an EXIF orientation, which training does not apply: labels have to lie as the image is stored",
     "mode L": "{n} grey: training uses three equal channels",
     "mode CMYK": "{n} in CMYK: training converts it to RGB; look at the colours on the contact sheet",
     "mode RGBA": "{n} in RGBA: training drops the alpha channel, whatever colours lie under it",
@@ -89,8 +90,12 @@ def judge(
     problems, remarks = [], []
     for part, tally in inspection.parts.items():
         stopping = list(_findings(part, tally, STOPPING, source))
-        spared = skip and len(tally.unusable) < tally.pairs
-        (remarks if spared else problems).extend(stopping)
+        if skip and len(tally.unusable) < tally.pairs:
+            remarks += [
+                replace(entry, text=f"{entry.text}: data.on_corrupt=skip leaves them out") for entry in stopping
+            ]
+        else:
+            problems += stopping
         problems += _one_class(part, tally, source, pairs[part])
         remarks += _findings(part, tally, HARMLESS | _modes(tally), source)
         remarks += _mostly_ignored(part, tally)
@@ -103,10 +108,10 @@ def judge(
 def unpaired(part: str, error: UnpairedError) -> list[Entry]:
     """Return an entry for images without labels, and one for labels without images."""
     entries = []
-    for files, what, partner in ((error.images, "image", "labels"), (error.labels, "label", "image")):
+    for files, what, partner in ((error.images, "image", "label"), (error.labels, "label", "image")):
         if files:
             listed = tuple((str(file), f"{file} has no {partner}") for file in files)
-            text = f"{_count(len(files), what)} without {partner}"
+            text = f"{_count(len(files), what)} without {'an' if partner == 'image' else 'a'} {partner}"
             entries.append(Entry(f"no {partner}", part, text, _partner_guess(error), listed))
     return entries
 
@@ -180,7 +185,9 @@ def _across(twins: Sequence[Twins], pairs: Mapping[str, Sequence[Pair]]) -> list
     both = [twin for twin in twins if len({part for part, _ in twin.places}) > 1]
     if not both:
         return []
-    text = f"{_count(len(both), 'image')} in both train and validation (the same decoded pixels): mIoU would be too high"
+    text = (
+        f"{_count(len(both), 'image')} in both train and validation (the same decoded pixels): mIoU would be too high"
+    )
     return [Entry("in both parts", None, text, None, tuple(_twin_lines(both, pairs)))]
 
 
@@ -191,7 +198,7 @@ def _within(twins: Sequence[Twins], pairs: Mapping[str, Sequence[Pair]]) -> list
         if twice:
             differ = sum(not twin.same_labels for twin in twice)
             note = f", {differ} of them with different labels" if differ else ""
-            text = f"{_count(len(twice), 'image')} more than once (the same decoded pixels){note}"
+            text = f"{_count(len(twice), 'image')} there more than once (the same decoded pixels){note}"
             entries.append(Entry("twice", part, text, None, tuple(_twin_lines(twice, pairs))))
     return entries
 
@@ -226,7 +233,9 @@ def _classes(chosen: np.ndarray) -> str:
 
 
 def _names(chosen: np.ndarray, source: Source) -> str:
-    return ", ".join(shown(source.classes[c]) for c in np.flatnonzero(chosen))
+    names = [shown(source.classes[c]) for c in np.flatnonzero(chosen)]
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _partner_guess(error: UnpairedError) -> str | None:
@@ -309,12 +318,11 @@ def _verdict(report: Report) -> str:
 
 
 def _tally_containers(tally: Tally, source: Source) -> dict[str, Any]:
-    names = source.classes
+    counts = zip(source.classes, tally.pixels.tolist(), tally.images.tolist(), strict=False)
     return {
         "pairs": tally.pairs,
         "usable": tally.pairs - len(tally.unusable),
-        "pixels": {name: int(tally.pixels[c]) for c, name in enumerate(names)},
-        "images": {name: int(tally.images[c]) for c, name in enumerate(names)},
+        "classes": [{"name": name, "pixels": pixels, "images": images} for name, pixels, images in counts],
         "ignored_pixels": int(tally.pixels[IGNORE]),
         "ignored_share": _ignored_share(tally),
         "images_without_labelled_pixels": tally.empty,
@@ -325,4 +333,3 @@ def _tally_containers(tally: Tally, source: Source) -> dict[str, Any]:
 def _entry_containers(entry: Entry) -> dict[str, Any]:
     files = [{"file": file, "message": message} for file, message in entry.files]
     return {"kind": entry.kind, "part": entry.part, "text": entry.text, "guess": entry.guess, "files": files}
-

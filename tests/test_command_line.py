@@ -30,6 +30,7 @@ def test_usage_lists_the_verbs() -> None:
     done = subprocess.run([sys.executable, "-m", "deeplab_recipes", "--help"], capture_output=True, text=True)
     assert "train " in done.stderr + done.stdout
     assert "plan " in done.stderr + done.stdout
+    assert "check " in done.stderr + done.stdout
 
 
 def test_plan_needs_no_data() -> None:

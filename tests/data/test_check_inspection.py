@@ -92,7 +92,7 @@ def test_camera_orientation_is_noted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [((HEIGHT, WIDTH), "turned by 90 degrees"), ((26, 20), r"resized \(0\.5 times\)"), ((9, 40), "")]
+    ("size", "words"), [((HEIGHT, WIDTH), "turned by 90 degrees"), ((26, 20), "resized (0.5 times)"), ((9, 40), "")]
 )
 def test_sizes_that_differ(tmp_path, size, words):
     source = write_set(tmp_path)
@@ -100,12 +100,8 @@ def test_sizes_that_differ(tmp_path, size, words):
     Image.fromarray(photograph(3)).resize(size).save(path)
     tally = look(source).parts["train"]
     assert kinds(tally) == [("size", path.name)]
+    assert words in tally.findings[0].message
     assert ("Guess: " in tally.findings[0].message) == bool(words)
-    pytest.raises(ValueError, _raise, tally.findings[0].message).match(words)
-
-
-def _raise(message):
-    raise ValueError(message)
 
 
 def test_labels_that_do_not_fit_are_told_from_those_that_cannot_be_read(tmp_path, truncate):

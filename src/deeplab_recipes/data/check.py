@@ -140,7 +140,13 @@ def class_problems(source: Source) -> list[Entry]:
         entries.append(Entry("palette", None, text))
     wrong = [c for c in palette if len(c) != 3 or not all(0 <= int(level) <= 255 for level in c)]
     if wrong:
-        entries.append(Entry("palette", None, f"{wrong[0]} is no colour; it takes three numbers 0..255"))
+        entries.append(
+            Entry(
+                "palette",
+                None,
+                f"the palette holds {wrong[0]}, which is no colour; each class takes three numbers 0..255",
+            )
+        )
     return entries
 
 

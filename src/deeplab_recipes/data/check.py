@@ -197,6 +197,7 @@ def _fresh_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TEXT).touch()
+        (folder / TEXT).unlink()
     except OSError as error:
         raise OSError(f"output={folder} cannot be written ({error.strerror}); choose another: output=DIR") from None
     return folder

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -120,9 +120,17 @@ def inspect(parts: Mapping[str, Sequence[Pair]], source: Source, *, processes: i
             tallies[part].add(tally)
             bar.update(tally.pairs)
         candidates = _alike(tallies)
-        digests = spread(_exact, [place for group in candidates for place in group])
+        places = [place for group in candidates for place in group]
+        bar.total += len(places)  # images that may be the same are read once more
+        digests = _counted(spread(_exact, places), bar)
         twins = [twin for group in candidates for twin in _equal(group, digests)]
     return Inspection(tallies, twins)
+
+
+def _counted(results: Iterable[tuple[bytes, bytes]], bar: tqdm) -> Iterator[tuple[bytes, bytes]]:
+    for result in results:
+        bar.update()
+        yield result
 
 
 def cores() -> int:

@@ -206,7 +206,8 @@ def _within(twins: Sequence[Twins], pairs: Mapping[str, Sequence[Pair]]) -> list
 def _twin_lines(twins: Sequence[Twins], pairs: Mapping[str, Sequence[Pair]]) -> Iterable[tuple[str, str]]:
     for twin in twins:
         files = [str(pairs[part][index].image) for part, index in twin.places]
-        yield files[0], " = ".join(files) + ("" if twin.same_labels else " (with different labels)")
+        more = f" = {len(files) - NAMED} more" if len(files) > NAMED else ""
+        yield files[0], " = ".join(files[:NAMED]) + more + ("" if twin.same_labels else " (with different labels)")
 
 
 def _absent(parts: Mapping[str, Tally], source: Source) -> list[Entry]:

@@ -30,6 +30,16 @@ PICTURES = {
         6,
         "classes.yaml); the colours are this data set's own",
     ),
+    "a colour too many": (
+        Image.fromarray(np.array([*LabelledSet.palette, (1, 2, 3)], np.uint8)[upwards(range(7))]),
+        6,
+        "1 of 7 colours are not in the palette, like (1, 2, 3)",
+    ),
+    "blurred": (
+        Image.fromarray(np.array([*LabelledSet.palette, *COLOURS[:50]], np.uint8)[upwards(range(56))]),
+        6,
+        ": masks that were resized smoothly or saved as JPEG?",
+    ),
     "photograph": (Image.fromarray(COLOURS[np.arange(160000).reshape(400, 400) % 399]), 6, "more than 256 colours"),
     "grey as rgb": (Image.fromarray(upwards(range(5))).convert("RGB"), 6, "save the labels with one channel"),
     "rgba mask": (Image.fromarray(COLOURS[:3][upwards(range(3))]).convert("RGBA"), 6, "an RGB mask of 3 colours"),

@@ -118,7 +118,11 @@ def _colours(stored: Stored, source: Source) -> str | None:
         return "all channels hold the same number: save the labels with one channel (Pillow's mode L)"
     if count > COLOURS_KEPT:
         return f"more than {COLOURS_KEPT} colours: photographs, or masks that were resized smoothly or saved as JPEG"
-    own = "; the colours are this data set's own" if stored.colours <= {tuple(c) for c in source.palette} else ""
+    lacking = sorted(stored.colours - {tuple(colour) for colour in source.palette})
+    if 0 < len(lacking) < count:
+        blurred = ": masks that were resized smoothly or saved as JPEG?" if len(lacking) > count / 2 else ""
+        return f"{len(lacking)} of {count} colours are not in the palette, like {lacking[0]}{blurred}"
+    own = "" if lacking else "; the colours are this data set's own"
     return f"an RGB mask of {count} colour{'s' * (count > 1)}: give a palette (data=folder with classes.yaml){own}"
 
 

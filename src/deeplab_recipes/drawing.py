@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -36,7 +38,7 @@ def legend(
     entries = [(classes[c], tuple(palette[c])) for c in present]
     if ignored:
         entries.append(("not labelled", IGNORE_COLOUR))
-    lengths = [18 + int(font().getlength(name)) + 14 for name, _ in entries]
+    lengths = [18 + int(font_for(name).getlength(name)) + 14 for name, _ in entries]
     width = max(width, *lengths)
     places, x, y = [], 0, 0
     for length in lengths:
@@ -48,11 +50,21 @@ def legend(
     draw = ImageDraw.Draw(canvas)
     for (left, top), (name, colour) in zip(places, entries, strict=True):
         draw.rectangle((left, top + 3, left + 12, top + 15), fill=colour, outline=FRAME)
-        draw.text((left + 18, top + 2), name, fill=TEXT, font=font())
+        draw.text((left + 18, top + 2), name, fill=TEXT, font=font_for(name))
     return canvas
 
 
 @cache
-def font(size: int = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the typeface of all pictures."""
+def font(size: int = 12, *, wide: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the typeface of all pictures; with `wide` one that has more than ASCII."""
+    package = find_spec("matplotlib") if wide else None  # which brings DejaVu Sans; Pillow's own has no umlauts
+    if package and package.submodule_search_locations:
+        file = Path(package.submodule_search_locations[0]) / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+        if file.exists():
+            return ImageFont.truetype(str(file), size - 1)  # its letters are larger
     return ImageFont.load_default(size=size)
+
+
+def font_for(text: str, size: int = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the typeface that can write `text`."""
+    return font(size, wide=not text.isascii())

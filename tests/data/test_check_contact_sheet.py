@@ -4,6 +4,7 @@ from labelled_set import NAMES, LabelledSet, bands, photograph, relabel, write_p
 from PIL import Image, ImageDraw
 
 from deeplab_recipes.data.contact_sheet import ACROSS, GAP, MARGIN, PANEL, contact_sheet
+from deeplab_recipes.drawing import font_for
 
 
 def sheet(source, count, parts=("train", "validation")):
@@ -78,6 +79,11 @@ def test_any_size_of_picture_and_any_length_of_name(tmp_path, texts, size):
     picture = contact_sheet({"train": source.pairs("train")}, source, count=1)
     assert isinstance(picture, Image.Image)
     assert texts[0][0].startswith("train  ...xxx")
+
+
+def test_letters_beyond_ascii_are_drawn():
+    """Pillow's own typeface draws the same box for all of them."""
+    assert len({bytes(font_for(letter).getmask(letter)) for letter in "äößЖ"}) == 4
 
 
 def test_nothing_to_draw(tmp_path):

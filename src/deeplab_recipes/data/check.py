@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from deeplab_recipes.data.contact_sheet import contact_sheet
 from deeplab_recipes.data.guesses import guess, look_at_all
@@ -81,19 +82,21 @@ def check_set(
     begin = time.perf_counter()
     pairs, problems = find_pairs(source)
     output = _fresh_folder(Path(output))
-    processes = cores() if workers == "auto" else int(workers)
-    inspection = inspect(pairs, source, processes=processes)
+    inspection = inspect(pairs, source, processes=cores() if workers == "auto" else int(workers))
     seconds = time.perf_counter() - begin
     found, remarks = judge(inspection, source, pairs, skip=on_corrupt == "skip")
     classes = class_problems(source)
     report = Report(source, where, inspection.parts, [*classes, *problems, *found], remarks, seconds)
-    (output / REPORT).write_text(json.dumps(as_containers(report), indent=1) + "\n")
-    (output / TEXT).write_text(as_text(report) + "\n", encoding="utf-8")
     usable = {part: _without(pairs[part], inspection.parts[part].unusable) for part in pairs}
-    sheet = contact_sheet(usable, source, count=0 if classes else sheet_pairs)
-    if sheet is not None:
-        sheet.save(output / SHEET)
+    _write(report, contact_sheet(usable, source, count=0 if classes else sheet_pairs), output)
     return report
+
+
+def _write(report: Report, sheet: Image.Image | None, folder: Path) -> None:
+    if sheet is not None:
+        sheet.save(folder / SHEET)
+    (folder / TEXT).write_text(as_text(report) + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(json.dumps(as_containers(report), indent=1) + "\n")
 
 
 def find_pairs(source: Source) -> tuple[dict[str, list[Pair]], list[Entry]]:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from deeplab_recipes.data.files import shown
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sources.base import Pair, Source, read_pair
-from deeplab_recipes.drawing import FRAME, LINE, MARGIN, TEXT, colourise, font, legend
+from deeplab_recipes.drawing import FRAME, LINE, MARGIN, TEXT, colourise, font_for, legend
 
 PANEL = (240, 180)  # width and height of the place of an image or a label
 ACROSS = 3  # pairs in a row
@@ -69,7 +69,8 @@ def _draw_pair(canvas: Image.Image, corner: tuple[int, int], title: str, pair: P
     picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     draw = ImageDraw.Draw(canvas)
     left, top = corner[0], corner[1] + LINE - 2
-    draw.text(corner, _shortened(title, 2 * PANEL[0] + GAP), fill=TEXT, font=font())
+    title = _shortened(title, 2 * PANEL[0] + GAP)
+    draw.text(corner, title, fill=TEXT, font=font_for(title))
     painted = _name_regions(Image.fromarray(colourise(labels, source.palette)), labels, source.classes)
     for x, panel in ((left, picture), (left + size[0] + GAP, painted)):
         canvas.paste(panel, (x, top))
@@ -94,7 +95,7 @@ def _name_regions(painted: Image.Image, labels: np.ndarray, classes: Sequence[st
         box = _place(draw, name, _middle(labels == number), painted.size)
         if box is not None and not any(_overlap(box, other) for other in taken):
             taken.append(box)
-            draw.text(box[:2], name, fill="black", font=font(SMALL), stroke_width=2, stroke_fill="white")
+            draw.text(box[:2], name, fill="black", font=font_for(name, SMALL), stroke_width=2, stroke_fill="white")
     return painted
 
 
@@ -107,7 +108,7 @@ def _middle(mask: np.ndarray) -> tuple[int, int]:
 
 def _place(draw: ImageDraw.ImageDraw, name: str, middle: tuple[int, int], size: tuple[int, int]) -> Box | None:
     """Return where a name goes around `middle`, moved into the panel; None where it is too long for it."""
-    wide, tall = int(draw.textlength(name, font=font(SMALL))) + 2, SMALL + 3
+    wide, tall = int(draw.textlength(name, font=font_for(name, SMALL))) + 2, SMALL + 3
     if wide > size[0] or tall > size[1]:
         return None
     left = min(max(middle[0] - wide // 2, 1), size[0] - wide)
@@ -121,9 +122,10 @@ def _overlap(one: Box, other: Box) -> bool:
 
 def _shortened(text: str, width: int) -> str:
     """Cut a title to `width` pixels; the end of a file's name tells most."""
-    if font().getlength(text) <= width:
+    letters = font_for(text)
+    if letters.getlength(text) <= width:
         return text
     part, _, name = text.partition("  ")
-    while name and font().getlength(f"{part}  ...{name}") > width:
+    while name and letters.getlength(f"{part}  ...{name}") > width:
         name = name[1:]
     return f"{part}  ...{name}"

@@ -87,6 +87,9 @@ def test_names_that_nearly_match(source, tmp_path, rename, words):
         pair.label.rename(pair.label.with_stem(rename(pair.label.stem)))
     cause = check(source, tmp_path).problems["no label", "train"].guess
     assert cause is None if words is None else words in cause
+    with pytest.raises(ValueError, match=r"5 of 6 images have no label .*5 of 6 labels have no image") as error:
+        source.pairs("train")
+    assert ("Guess" in str(error.value)) == bool(words)
 
 
 def test_a_part_that_is_not_there_does_not_hide_the_other(source, tmp_path, truncate):

@@ -58,6 +58,13 @@ def test_size_mismatch_is_found_anywhere(source, index, kind):
     assert f"{pair.image} is {sizes[0]} pixels but {pair.label} is {sizes[1]}" in str(error.value)
 
 
+def test_size_that_fits_after_a_turn_is_called_so(source):
+    path = source.pairs("train")[5].image
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    with pytest.raises(ValueError, match=r"must have the same size\. Guess: one of them is turned by 90 degrees"):
+        check(source, samples=1)
+
+
 @pytest.mark.parametrize("index", [0, 4, 8])
 def test_wrong_label_value_in_the_sample_is_found(source, index):
     """A sample of three is spread over the part: its first, middle and last pair."""

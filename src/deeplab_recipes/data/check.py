@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab_recipes.data.contact_sheet import contact_sheet
-from deeplab_recipes.data.guesses import guess, look_at_all
+from deeplab_recipes.data.guesses import guess, guess_sizes, look_at_all
 from deeplab_recipes.data.inspection import cores, inspect
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.reading import picture_size
@@ -154,7 +154,11 @@ def class_problems(source: Source) -> list[Entry]:
 
 
 def _check_sizes(pair: Pair, source: Source) -> None:
-    require_same_size(pair, picture_size(pair.image), source.label_size(pair))
+    image, labels = picture_size(pair.image), source.label_size(pair)
+    try:
+        require_same_size(pair, image, labels)
+    except ValueError as error:
+        raise ValueError(f"{error}{guess_sizes(image, labels)}") from None
 
 
 def _usable_classes(pair: Pair, source: Source) -> set[int] | str:

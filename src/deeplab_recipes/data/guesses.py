@@ -110,6 +110,16 @@ def guess_numbering(occurs: np.ndarray, source: Source) -> str | None:
     return None
 
 
+def guess_sizes(image: tuple[int, ...], labels: tuple[int, ...]) -> str:
+    """Return what may have made the (height, width) of an image and of its labels differ, as the end of a message."""
+    if image == labels[::-1]:
+        return ". Guess: one of them is turned by 90 degrees (a camera's EXIF orientation?)"
+    (tall, wide), (high, broad) = image, labels
+    if abs(tall * broad - wide * high) <= max(tall, wide, high, broad):
+        return f". Guess: one of them was resized ({wide / broad:.3g} times)"
+    return ""
+
+
 def _colours(stored: Stored, source: Source) -> str | None:
     if not stored.colours:
         return None

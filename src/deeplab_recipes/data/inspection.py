@@ -19,7 +19,7 @@ from simplejpeg import decode_jpeg
 from tqdm import tqdm
 
 from deeplab_recipes.data.files import File
-from deeplab_recipes.data.guesses import Stored, look_at_labels
+from deeplab_recipes.data.guesses import Stored, guess_sizes, look_at_labels
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import Packed
 from deeplab_recipes.data.reading import open_picture, read_image
@@ -146,7 +146,7 @@ def inspect_pair(index: int, pair: Pair, source: Source, tally: Tally) -> None:
         try:
             require_same_size(pair, size, labels.shape)
         except ValueError as error:
-            tally.note("size", pair.image, f"{error}{_why(size, labels.shape)}")
+            tally.note("size", pair.image, f"{error}{guess_sizes(size, labels.shape)}")
         else:
             _count(pair, size, labels, tally)
             return
@@ -203,15 +203,6 @@ def _count(pair: Pair, size: tuple[int, int], labels: np.ndarray, tally: Tally) 
     if counts[IGNORE] == labels.size:
         tally.empty += 1
         tally.note("empty", pair.label, f"{pair.label} has no labelled pixel")
-
-
-def _why(image: tuple[int, ...], labels: tuple[int, ...]) -> str:
-    if image == labels[::-1]:
-        return ". Guess: one of them is turned by 90 degrees (a camera's EXIF orientation?)"
-    (tall, wide), (high, broad) = image, labels
-    if abs(tall * broad - wide * high) <= max(tall, wide, high, broad):
-        return f". Guess: one of them was resized ({wide / broad:.3g} times)"
-    return ""
 
 
 def _digest(pixels: np.ndarray, shape: tuple[int, ...]) -> bytes:

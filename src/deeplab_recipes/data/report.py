@@ -1,13 +1,12 @@
 """What an inspection found, as problems and remarks, in words and as plain containers for JSON."""
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from deeplab_recipes.data.files import shown
+from deeplab_recipes.data.files import guess_names, shown
 from deeplab_recipes.data.guesses import guess, guess_numbering, look_at_all
 from deeplab_recipes.data.inspection import Inspection, Tally, Twins
 from deeplab_recipes.data.labels import IGNORE
@@ -112,7 +111,7 @@ def unpaired(part: str, error: UnpairedError) -> list[Entry]:
         if files:
             listed = tuple((str(file), f"{file} has no {partner}") for file in files)
             text = f"{_count(len(files), what)} without {'an' if partner == 'image' else 'a'} {partner}"
-            entries.append(Entry(f"no {partner}", part, text, _partner_guess(error), listed))
+            entries.append(Entry(f"no {partner}", part, text, guess_names(error.images, error.labels), listed))
     return entries
 
 
@@ -237,23 +236,6 @@ def _names(chosen: np.ndarray, source: Source) -> str:
     names = [shown(source.classes[c]) for c in np.flatnonzero(chosen)]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def _partner_guess(error: UnpairedError) -> str | None:
-    """Compare the names of images and labels that are alone."""
-    images, labels = ({file.stem for file in files} for files in (error.images, error.labels))
-    if not images or not labels:
-        return None
-    if {_folded(stem) for stem in images} & {_folded(stem) for stem in labels}:
-        return "some names differ only in capitals or in how an umlaut is spelled in Unicode"
-    endings = {label[len(image) :] for image in images for label in labels if label.startswith(image)}
-    if len(endings) == 1:
-        return f"the labels' names have an ending {endings.pop()!r} that the images' lack: rename them"
-    return None
-
-
-def _folded(stem: str) -> str:
-    return unicodedata.normalize("NFC", stem).casefold()
 
 
 def _count(number: int, what: str) -> str:

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from deeplab_recipes.data.files import File
+from deeplab_recipes.data.files import File, guess_names
 from deeplab_recipes.data.reading import picture_size, read_image, read_labels
 
 Colour = tuple[int, int, int]
@@ -115,7 +115,9 @@ def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = 
         told = [(bare, len(found_images), f"images have no label in {labels}")] if bare else []
         told += [(loose, len(found_labels), f"labels have no image in {images}")] if loose else []
         text = "; ".join(f"{len(alone)} of {total} {what}: {_first_names(alone)}" for alone, total, what in told)
-        raise UnpairedError(f"{text}; add the missing files or move these away", bare, loose, pairs)
+        cause = guess_names(bare, loose)
+        text += f"; add the missing files or move these away{f'. Guess: {cause}' if cause else ''}"
+        raise UnpairedError(text, bare, loose, pairs)
     return pairs
 
 

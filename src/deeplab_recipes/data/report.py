@@ -13,6 +13,7 @@ from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sources.base import Pair, Source, UnpairedError
 
 NAMED = 5  # files that the text names of each entry; the JSON names all
+LONGEST = 600  # characters of a line about a file
 LISTED = 20  # classes that a sentence names
 STOPPING = {
     "unreadable": "{n} cannot be read",
@@ -205,8 +206,8 @@ def _within(twins: Sequence[Twins], pairs: Mapping[str, Sequence[Pair]]) -> list
 def _twin_lines(twins: Sequence[Twins], pairs: Mapping[str, Sequence[Pair]]) -> Iterable[tuple[str, str]]:
     for twin in twins:
         files = [str(pairs[part][index].image) for part, index in twin.places]
-        more = f" = {len(files) - NAMED} more" if len(files) > NAMED else ""
-        yield files[0], " = ".join(files[:NAMED]) + more + ("" if twin.same_labels else " (with different labels)")
+        note = "" if twin.same_labels else "different labels: "
+        yield files[0], note + " = ".join(files)
 
 
 def _absent(parts: Mapping[str, Tally], source: Source) -> list[Entry]:
@@ -286,10 +287,14 @@ def _entries(what: str, entries: Sequence[Entry]) -> str:
         part = f"{entry.part}: " if entry.part else ""
         lines.append(f"{what}: {part}{shown(entry.text)}")
         lines += [f"    guess: {shown(entry.guess)}"] if entry.guess else []
-        lines += [f"    {shown(message)}" for _, message in entry.files[:NAMED]]
+        lines += [f"    {_cut(shown(message))}" for _, message in entry.files[:NAMED]]
         more = len(entry.files) - NAMED
         lines += [f"    and {more:,} more (report.json names them all)"] if more > 0 else []
     return "\n".join(lines)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def _verdict(report: Report) -> str:

@@ -52,6 +52,7 @@ def test_usage_lists_the_verbs() -> None:
     assert "train " in done.stderr + done.stdout
     assert "plan " in done.stderr + done.stdout
     assert "download " in done.stderr + done.stdout
+    assert "check " in done.stderr + done.stdout
 
 
 def test_plan_needs_no_data() -> None:

@@ -178,10 +178,42 @@ def _word(key: str, path: Path) -> str:
     return shlex.quote(f"{key}={text}")
 
 
+def check(settings: DictConfig) -> None:
+    """Read a whole data set and say what is wrong with it; exit code 1 if training would be."""
+    values = _plain(settings)
+    if "sweep" in values or _sweeping():
+        raise ValueError("a check is of one data set: leave out sweep=... and -m")
+    source = config.assemble_source(values, _recipe_alone())
+    from deeplab_recipes.data.check import check_set
+    from deeplab_recipes.data.report import as_text
+
+    data = values["data"]
+    output = values["output"] or f"runs/check/{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
+    try:
+        report = check_set(
+            source,
+            where=str(data["root"]),
+            output=output,
+            sheet_pairs=values["sheet_pairs"],
+            workers=data["workers"],
+            on_corrupt=data["on_corrupt"],
+        )
+    except KeyboardInterrupt:
+        print("stopped before the end: nothing is known of this data set", file=sys.stderr)
+        sys.exit(130)
+    print(f"{as_text(report)}\nmore in {output}: {', '.join(sorted(path.name for path in Path(output).iterdir()))}")
+    if report.problems:
+        sys.exit(1)
+
+
 VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train and evaluate a recipe, e.g. deeplab train +recipe=quickstart"),
     "plan": (plan, "say what a training will do and how it differs from the published one, before it starts"),
     "download": (download, "fetch a data set, e.g. deeplab download set=ade20k root=data"),
+    "check": (
+        check,
+        "read a whole data set and what is wrong with it, e.g. deeplab check data=camvid data.root=DIR",
+    ),
 }
 
 

@@ -263,6 +263,31 @@ def require_data_root(values: Mapping[str, Any]) -> None:
         raise ValueError("data.root is not set; say where the data set is: data.root=DIR")
 
 
+def assemble_source(values: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
+    """Build the data source that the settings name, and nothing else; needs no torch.
+
+    Args:
+        values: all settings.
+        known: those that there are without the command line's; a key beyond them is a typo.
+
+    Raises:
+        ValueError, OSError: for a setting that cannot work, or where there is no such data set.
+    """
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown setting {key}; {suggestion(key, known)}")
+    require_data_root(values)
+    data = values["data"]
+    if data["source"] == MISSING:
+        raise ValueError("data.source is not set; choose a data set: data=NAME")
+    if data["on_corrupt"] not in ("raise", "skip"):
+        raise ValueError(f"data.on_corrupt is {data['on_corrupt']!r}; valid are raise, skip")
+    for name, value in (("data.workers", data["workers"]), ("sheet_pairs", values["sheet_pairs"])):
+        if (type(value) is not int or value < 0) and (name, value) != ("data.workers", "auto"):
+            raise ValueError(f"{name} is {value!r}; it takes a whole number of at least 0")
+    return build(data["source"], "data.source")(str(data["root"]))
+
+
 def assemble(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]) -> Any:
     """Build a `training.Run` from all settings.
 

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from deeplab_recipes.data.check import check_pairs
+from deeplab_recipes.data.labels import plain_encoding
 from deeplab_recipes.data.sources import ADE20k
 
 
@@ -57,6 +58,13 @@ def test_size_mismatch_is_found_anywhere(source, index, kind):
     assert f"{pair.image} is {sizes[0]} pixels but {pair.label} is {sizes[1]}" in str(error.value)
 
 
+def test_size_that_fits_after_a_turn_is_called_so(source):
+    path = source.pairs("train")[5].image
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    with pytest.raises(ValueError, match=r"must have the same size\. Guess: one of them is turned by 90 degrees"):
+        check(source, samples=1)
+
+
 @pytest.mark.parametrize("index", [0, 4, 8])
 def test_wrong_label_value_in_the_sample_is_found(source, index):
     """A sample of three is spread over the part: its first, middle and last pair."""
@@ -94,3 +102,35 @@ def test_skip_still_refuses_a_set_of_which_nothing_can_be_used(source):
         spoil_labels(pair)
     with pytest.raises(ValueError, match=r"none of the 4 pairs .* can be used.*label value 200"):
         check(source, samples=4, on_corrupt="skip")
+
+
+def test_rgb_mask_gets_a_guess(source):
+    path = source.pairs("train")[0].label
+    Image.open(path).convert("RGB").point(lambda v: 40 * v).save(path)
+    with pytest.raises(ValueError, match=r"this one is 40x52x3 uint8\. Guess: all channels hold the same number"):
+        check(source, samples=4)
+
+
+def test_guess_is_about_all_labels_of_the_sample_that_do_not_fit(make_ade20k):
+    """One picture seldom holds every class; together they tell what was numbered how."""
+    source = ADE20k(make_ade20k(9, 1))
+    for i, pair in enumerate(source.pairs("train")):
+        picture = np.resize(np.arange(17 * i, 17 * i + 17, dtype=np.uint8).clip(0, 150), (40, 52))
+        Image.fromarray(picture).save(pair.label)
+    source.table, source.classes, source.palette = plain_encoding(11), source.classes[:11], source.palette[:11]
+    with pytest.raises(ValueError, match=r"ADE_train_00000001\.png.*Guess: values up to 150, as ADE20k's"):
+        check(source, samples=9)
+
+
+def test_labels_of_one_class_give_a_warning(source):
+    for pair in source.pairs("train"):
+        Image.fromarray(np.where(np.array(Image.open(pair.label)) > 2, 1, 0).astype(np.uint8)).save(pair.label)
+    with pytest.warns(UserWarning, match=r"in the 4 pairs looked at, like .*every labelled pixel is wall"):
+        check(source, samples=4)
+
+
+def test_binary_masks_are_called_so(source):
+    for pair in source.pairs("train"):
+        Image.fromarray(np.where(np.array(Image.open(pair.label)) > 2, 255, 0).astype(np.uint8)).save(pair.label)
+    with pytest.warns(UserWarning, match=r"no pixel is labelled\. Guess: only 0 and 255: a binary mask"):
+        check(source, samples=4)

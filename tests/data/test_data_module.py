@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -255,3 +256,12 @@ def test_real_data_goes_through(real_data, name, source, pipeline, base, steps):
     assert 0.3 < batch["image"].std() < 2
     labels = batch["label"][batch["label"] != 255]
     assert 0 <= labels.min() <= labels.max() < data.num_classes
+
+
+def test_fingerprint_takes_any_file_name(make_ade20k):
+    """Names on Linux are bytes; these are no UTF-8."""
+    root = make_ade20k(4, 1)
+    for kind, suffix in (("images", b".jpg"), ("annotations", b".png")):
+        path = min((root / kind / "training").iterdir())
+        os.rename(path, os.fsencode(path.parent) + b"/\xff" + suffix)
+    assert len(module(root).fingerprint()) == 64

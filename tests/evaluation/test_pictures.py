@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from deeplab_recipes.evaluation import pictures
+from deeplab_recipes.drawing import font
 from deeplab_recipes.evaluation.pictures import IGNORE_COLOUR, LINE, MARGIN, colourise, comparison, stack
 
 IGNORE = 255
@@ -96,7 +96,7 @@ def test_without_ignored_pixels_the_legend_names_none(monkeypatch):
 def test_no_text_is_cut_or_covered(height, width, monkeypatch):
     texts = written(monkeypatch)
     picture = drawn(height, width)
-    length = pictures._font().getlength
+    length = font().getlength
     for text, (left, _), available in texts:
         assert left + length(text) <= available
     names, titles = texts[:-3], texts[-3:]

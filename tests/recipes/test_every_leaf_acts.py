@@ -18,6 +18,7 @@ from torch import nn
 
 from deeplab_recipes import cli, config
 from deeplab_recipes.data import check
+from deeplab_recipes.data.sources.base import read_pair
 from deeplab_recipes.training import Run, train
 
 SMALL = [
@@ -147,7 +148,7 @@ class Outcome:
         if settings["data"]["root"] in ("???", "data/quickstart_scenes"):
             self.settings["data"]["root"] = str(root)
         reads: list[Any] = []
-        monkeypatch.setattr(check, "read_pair", lambda pair, source: reads.append(pair))
+        monkeypatch.setattr(check, "read_pair", lambda *pair: reads.append(pair) or read_pair(*pair))
         self.run = config.assemble(self.settings, {})
         self.built = [*built(self.run), len(reads), Path(self.settings["run_dir"]).name]
 

@@ -55,6 +55,11 @@ def decode_by_pillow(content: bytes, file: File) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def is_too_large(height: int, width: int) -> bool:
+    """Whether Pillow refuses a picture of this size as a decompression bomb."""
+    return height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+
+
 def unreadable(file: File, error: Exception) -> ValueError:
     """Return the error that names a file which is no picture, and why."""
     return ValueError(f"{file}: cannot be read as a picture ({error}); replace it or remove the pair")
@@ -122,7 +127,7 @@ class Jpeg:
             raise unreadable(file, error) from None
         if colours not in DIRECT:  # printers' colours
             raise unreadable(file, ValueError(f"{colours} JPEG"))
-        if height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        if is_too_large(height, width):
             raise unreadable(file, ValueError("decompression bomb"))
         self.shape = -(-height // reduction), -(-width // reduction)
 

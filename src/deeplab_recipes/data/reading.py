@@ -7,7 +7,15 @@ import numpy as np
 
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.labels import decode_labels
-from deeplab_recipes.data.pictures import Decoded, Jpeg, Photograph, decode_by_pillow, open_picture, unreadable
+from deeplab_recipes.data.pictures import (
+    Decoded,
+    Jpeg,
+    Photograph,
+    decode_by_pillow,
+    is_too_large,
+    open_picture,
+    unreadable,
+)
 from deeplab_recipes.data.tiled_jpeg import Tiled, is_tiled
 
 JPEG_START = b"\xff\xd8"
@@ -63,16 +71,23 @@ def read_numbers(file: File) -> np.ndarray:
         content = file.read_bytes()
     except OSError as error:
         raise unreadable(file, error) from None
-    if _is_plain_png(content):
-        width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
-        with suppress(Exception):  # a plain Exception is what it raises; then Pillow says what is wrong
+    size = _plain_png_size(content)
+    if size and not is_too_large(*size):
+        with suppress(Exception):  # a plain Exception is what it raises; Pillow then says what is wrong
             # It checks every checksum, and takes less than half the time of libpng.
-            return kornia_rs.io.decode_image_png_u8(content, (height, width), "mono")[..., 0]
+            return kornia_rs.io.decode_image_png_u8(content, size, "mono")[..., 0]
     with open_picture(file, content) as picture:
         return np.asarray(picture)
 
 
-def _is_plain_png(content: bytes) -> bool:
-    """Whether it is a PNG of one byte a pixel, grey or with a palette, that is not interlaced."""
-    header = len(content) > 28 and content[:8] == PNG_START
-    return header and content[24] == 8 and content[25] in (0, 3) and content[28] == 0
+def _plain_png_size(content: bytes) -> tuple[int, int] | None:
+    """Return (height, width) of a PNG of one byte a pixel, grey or with a palette, that is not interlaced."""
+    if (
+        len(content) > 28
+        and content[:8] == PNG_START
+        and content[24] == 8
+        and content[25] in (0, 3)
+        and not content[28]
+    ):
+        return int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")
+    return None

@@ -1,28 +1,15 @@
 """Pictures of results: photograph, truth and prediction side by side, with a legend."""
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from deeplab_recipes.data.labels import IGNORE
+from deeplab_recipes.drawing import FRAME, IGNORE_COLOUR, LINE, MARGIN, TEXT, Colour, colourise, font, legend
 
-Colour = tuple[int, int, int]
-IGNORE_COLOUR: Colour = (255, 255, 255)
-MARGIN = 8
-LINE = 20
-TEXT: Colour = (30, 30, 30)
-FRAME: Colour = (120, 120, 120)
+__all__ = ["IGNORE_COLOUR", "LINE", "MARGIN", "colourise", "comparison", "stack"]
 COLUMN = 64  # the least width of a panel's place, for its title
-
-
-def colourise(labels: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:
-    """Return labels (H, W) as colours (H, W, 3) uint8; 255 becomes white."""
-    table = np.empty((256, 3), np.uint8)
-    table[:] = IGNORE_COLOUR
-    table[: len(palette)] = palette
-    return table[labels]
 
 
 def comparison(
@@ -50,38 +37,15 @@ def comparison(
     height, width = truth.shape[0] * scale, truth.shape[1] * scale
     column = max(width, COLUMN) + MARGIN
     present = sorted({*np.unique(truth).tolist(), *np.unique(shown).tolist()} - {IGNORE})
-    legend = _legend(present, classes, palette, 3 * column - MARGIN, ignored=bool((truth == IGNORE).any()))
-    canvas = Image.new("RGB", (legend.width + 2 * MARGIN, LINE + height + legend.height + 3 * MARGIN), "white")
+    key = legend(present, classes, palette, 3 * column - MARGIN, ignored=bool((truth == IGNORE).any()))
+    canvas = Image.new("RGB", (key.width + 2 * MARGIN, LINE + height + key.height + 3 * MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (title, pixels) in enumerate(panels):
         left, top = MARGIN + i * column, LINE + MARGIN // 2
-        draw.text((left, MARGIN // 2), title, fill=TEXT, font=_font())
+        draw.text((left, MARGIN // 2), title, fill=TEXT, font=font())
         draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
         canvas.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (left, top))
-    canvas.paste(legend, (MARGIN, LINE + height + 2 * MARGIN))
-    return canvas
-
-
-def _legend(
-    present: list[int], classes: Sequence[str], palette: Sequence[Colour], width: int, *, ignored: bool
-) -> Image.Image:
-    """Draw swatches and names in rows of `width` pixels, or more where a name needs it."""
-    entries = [(classes[c], tuple(palette[c])) for c in present]
-    if ignored:
-        entries.append(("not labelled", IGNORE_COLOUR))
-    lengths = [18 + int(_font().getlength(name)) + 14 for name, _ in entries]
-    width = max(width, *lengths)
-    places, x, y = [], 0, 0
-    for length in lengths:
-        if x + length > width:
-            x, y = 0, y + LINE
-        places.append((x, y))
-        x += length
-    canvas = Image.new("RGB", (width, y + LINE), "white")
-    draw = ImageDraw.Draw(canvas)
-    for (left, top), (name, colour) in zip(places, entries, strict=True):
-        draw.rectangle((left, top + 3, left + 12, top + 15), fill=colour, outline=FRAME)
-        draw.text((left + 18, top + 2), name, fill=TEXT, font=_font())
+    canvas.paste(key, (MARGIN, LINE + height + 2 * MARGIN))
     return canvas
 
 
@@ -94,8 +58,3 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
         canvas.paste(picture, (0, top))
         top += picture.height
     return canvas
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=12)

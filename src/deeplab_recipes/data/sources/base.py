@@ -1,14 +1,14 @@
 """What a data source is: pairs of image and label files, class names, colours, and how labels are read."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from deeplab_recipes.data.files import File, Piece
+from deeplab_recipes.data.files import File, Piece, guess_names
 from deeplab_recipes.data.pictures import Photograph, picture_size
 from deeplab_recipes.data.reading import open_photograph, read_labels
 
@@ -99,12 +99,29 @@ def require_same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]
         )
 
 
+class UnpairedError(ValueError):
+    """Images without labels, or labels without images.
+
+    Args:
+        message: names some of them.
+        images, labels: all that are alone.
+        pairs: what does have a partner.
+    """
+
+    def __init__(
+        self, message: str, images: Sequence[File] = (), labels: Sequence[File] = (), pairs: Sequence[Pair] = ()
+    ) -> None:
+        super().__init__(message)
+        self.images, self.labels, self.pairs = images, labels, pairs
+
+
 def pair_by_stem(images: Path, labels: Path, *, image_suffixes: Iterable[str] = (".jpg",)) -> list[Pair]:
     """Pair the pictures of two folders by file stem, in the order of their names.
 
     Raises:
         FileNotFoundError: if a folder is missing or holds no picture.
-        ValueError: if an image has no label or a label no image, or two have the same stem; names them.
+        UnpairedError: if an image has no label or a label no image; names them.
+        ValueError: if two have the same stem; names them.
     """
     found_images, found_labels = files_by_stem(images, image_suffixes), files_by_stem(labels, (".png",))
     require_images(found_images, images, image_suffixes)
@@ -152,11 +169,19 @@ def pair_up(images: dict[str, Path], labels: dict[str, Path], image_folder: Path
     """Pair images and labels of the same key, in the order of the keys.
 
     Raises:
-        ValueError: if an image has no label or a label no image; names them.
+        UnpairedError: if an image has no label or a label no image; names them.
     """
-    _refuse_unpaired(images, labels, "image", "label", label_folder)
-    _refuse_unpaired(labels, images, "label", "image", image_folder)
-    return [Pair(images[key], labels[key]) for key in sorted(images)]
+    bare = [images[key] for key in sorted(images.keys() - labels.keys())]
+    loose = [labels[key] for key in sorted(labels.keys() - images.keys())]
+    pairs = [Pair(images[key], labels[key]) for key in sorted(images.keys() & labels.keys())]
+    if bare or loose:
+        told = [(bare, len(images), f"images have no label in {label_folder}")] if bare else []
+        told += [(loose, len(labels), f"labels have no image in {image_folder}")] if loose else []
+        text = "; ".join(f"{len(alone)} of {total} {what}: {_first_names(alone)}" for alone, total, what in told)
+        cause = guess_names(bare, loose)
+        text += f"; add the missing files or move these away{f'. Guess: {cause}' if cause else ''}"
+        raise UnpairedError(text, bare, loose, pairs)
+    return pairs
 
 
 def spread_colours(count: int, *, first: int = 0) -> tuple[Colour, ...]:
@@ -185,11 +210,5 @@ def require_split(split: str, folders: dict[str, str]) -> str:
     return folders[split]
 
 
-def _refuse_unpaired(have: dict[str, Path], want: dict[str, Path], what: str, partner: str, where: Path) -> None:
-    alone = sorted(have.keys() - want.keys())
-    if alone:
-        names = ", ".join(have[stem].name for stem in alone[:3])
-        raise ValueError(
-            f"{len(alone)} of {len(have)} {what}s have no {partner} in {where}: {names}"
-            f"{', ...' if len(alone) > 3 else ''}; add the missing files or move these away"
-        )
+def _first_names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")

@@ -22,7 +22,7 @@ EXTRAS = {"optuna": "sweep"}  # packages that come with an extra of this one
 # Settings that say where and how fast, not what: a change of these is no deviation from a published result.
 NEUTRAL = (
     *("name", "run_dir", "resume", "pictures", "logger", "published", "measure", "trial"),
-    *("data.root", "data.workers", "data.check_samples", "evaluate_batch_size"),
+    *("data.root", "data.workers", "data.cache", "data.check_samples", "evaluate_batch_size"),
     *("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.precision", "trainer.deterministic"),
     *("trainer.evaluate_every", "trainer.log_every", "trainer.progress"),
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from deeplab_recipes.data.cache import DecodedCache
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import Packed
 from deeplab_recipes.data.pictures import Decoded, Photograph
@@ -47,6 +48,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         self.source, self.split, self.transform = source, split, transform
         self.pairs = Packed(source.pairs(split))
         self.seed, self.on_corrupt = seed, on_corrupt
+        self.cache: DecodedCache | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -73,13 +75,24 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def _sample(self, key: Draw | int, index: int, **out: np.ndarray) -> dict[str, Any]:
         corrupt = False
         try:
-            sample = self._transform(*open_pair(self.pairs[index], self.source), key, **out)
+            sample = self._transform(*self._open(index), key, **out)
         except ValueError:
             if self.on_corrupt == "raise":
                 raise
             corrupt = True
             sample = self._transform(_blank(), _ignored(), key, **out)
         return {**sample, "index": index, "corrupt": corrupt}
+
+    def _open(self, index: int) -> tuple[Photograph, np.ndarray]:
+        pair = self.pairs[index]
+        if self.cache is None:
+            return open_pair(pair, self.source)
+        found = self.cache.get(index, pair.image)
+        if found is None:
+            photograph, labels = open_pair(pair, self.source)
+            self.cache.put(index, photograph.pixels(), labels)
+            return self.cache.get(index, pair.image) or (photograph, labels)
+        return found
 
     def _transform(
         self, photograph: Photograph, labels: np.ndarray, key: Draw | int, **out: np.ndarray

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from deeplab_recipes.data.cache import make_cache
 from deeplab_recipes.data.check import check_pairs
 from deeplab_recipes.data.colours import Photometric
 from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
@@ -55,6 +56,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         evaluate_sizes: the size of each protocol, as `EvaluationTransform` reads it.
         mean, std: normalisation, in levels of 0..255.
         workers: loader processes per device, or "auto".
+        cache: "auto" keeps decoded training pairs in memory where all fit into a quarter of what is free; or "none".
         check_samples: pairs decoded before training starts, spread over each part; 0 looks at none.
         on_corrupt: "raise" or "skip", see `SegmentationDataset`.
         seed: of order and draws.
@@ -84,6 +86,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         workers: int | str = "auto",
+        cache: Literal["auto", "none"] = "auto",
         check_samples: int = 64,
         on_corrupt: OnCorrupt = "raise",
         seed: int = 17,
@@ -102,6 +105,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.seed = _whole("seed", seed, least=0)
         self.mean, self.std = _channels("data.mean", mean, above=-1), _channels("data.std", std, above=0)
         self.workers = workers if workers == "auto" else _whole("data.workers", workers, least=0)
+        self.cache = _require("data.cache", cache, ("auto", "none"))
         self.check_samples = _whole("data.check_samples", check_samples, least=0)
         self.training_transform = TrainingTransform(
             pipeline=pipeline,
@@ -174,6 +178,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         rank, world_size = self._place()
         sampler = self.sampler(rank=rank, world_size=world_size, steps_done=self._steps_done)
         dataset = self.dataset("train", training=True)
+        if self.cache == "auto" and dataset.cache is None:
+            dataset.cache = make_cache(dataset.pairs, devices=self.trainer.num_devices if self.trainer else 1)
         share = self.batch_size // world_size
         return self._loader(dataset, sampler, batch_size=share, collate_fn=collate, persistent_workers=True)
 

@@ -1,6 +1,7 @@
 """Samples do not depend on what is kept in memory."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,5 +89,5 @@ def test_a_pickled_copy_is_empty(source):
 
 
 def test_free_memory_is_some_but_not_more_than_there_is():
-    total = int(open("/proc/meminfo").readline().split()[1]) * 1024
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < free_memory() <= total

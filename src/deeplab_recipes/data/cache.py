@@ -14,6 +14,10 @@ from deeplab_recipes.data.sources.base import Pair
 
 SHARE = 0.25  # of the free memory that a cache may take
 SPREAD = 64  # pairs whose sizes are looked at
+CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 RESERVE = 1.25  # sizes differ, and those 64 may be the smaller ones
 
 
@@ -33,11 +37,8 @@ class DecodedCache:
         self._places = np.frombuffer(mmap.mmap(-1, 24 * max(count, 1)), np.int64).reshape(-1, 3)  # end, height, width
         self._used = multiprocessing.Value("q", 0)
 
-    def __getstate__(self) -> None:
-        return None
-
-    def __setstate__(self, state: None) -> None:
-        self.__init__(0, 0)
+    def __reduce__(self) -> tuple[type, tuple[int, int]]:
+        return DecodedCache, (0, 0)
 
     def get(self, index: int, file: File) -> tuple[Photograph, np.ndarray] | None:
         """Return the photograph (that `file` holds) and the labels of a pair, or None."""
@@ -100,10 +101,7 @@ def free_memory() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 0
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in CGROUP_FILES:
         try:
             most, now = (Path("/sys/fs/cgroup", name).read_text().strip() for name in (limit, used))
         except OSError:

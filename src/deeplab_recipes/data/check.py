@@ -10,8 +10,15 @@ from deeplab_recipes.data.reading import picture_size
 from deeplab_recipes.data.sources.base import Pair, Source, read_pair, require_same_size
 
 
-def check_pairs(pairs: Sequence[Pair], source: Source, *, samples: int, on_corrupt: OnCorrupt = "raise") -> None:
-    """Compare image and label sizes of all pairs, and decode `samples` pairs spread evenly over them.
+def check_pairs(
+    pairs: Sequence[Pair],
+    source: Source,
+    *,
+    samples: int,
+    on_corrupt: OnCorrupt = "raise",
+    compare_sizes: bool = True,
+) -> None:
+    """Compare image and label sizes of all pairs by their headers, and decode `samples` pairs spread evenly over them.
 
     With `on_corrupt="skip"` unusable pairs are left for training to skip and count, unless every pair of the
     sample is one: then it is the set that does not fit (another label encoding, say), not a file.
@@ -30,7 +37,8 @@ def check_pairs(pairs: Sequence[Pair], source: Source, *, samples: int, on_corru
                 raise ValueError(f"none of the {count} pairs looked at can be used. The first: {problems[0]}")
             return
         for _ in pool.map(
-            lambda pair: require_same_size(pair, picture_size(pair.image), source.label_size(pair)), pairs
+            lambda pair: require_same_size(pair, picture_size(pair.image), source.label_size(pair)),
+            pairs if compare_sizes else (),
         ):
             pass
         for _ in pool.map(lambda pair: read_pair(pair, source), chosen):

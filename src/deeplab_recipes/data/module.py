@@ -19,7 +19,9 @@ from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate
 from deeplab_recipes.data.device import normalize, prepare
 from deeplab_recipes.data.files import size_of
 from deeplab_recipes.data.sampler import EvaluationSampler, TrainingSampler
+from deeplab_recipes.data.shards import Shards, open_source
 from deeplab_recipes.data.sources.base import Source
+from deeplab_recipes.data.stores import is_bucket
 from deeplab_recipes.data.transforms import (
     MEAN,
     PIPELINES,
@@ -41,7 +43,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     Args:
         source: called with `root`, gives the data set.
-        root: folder of the data.
+        root: folder of the data, in the source's layout or as shards (see `data.shards`), or shards at s3://....
         batch_size: GLOBAL training batch.
         evaluate_batch_size: images per device in evaluation.
         pipeline: "square" or "keep_ratio", the training transform (see `data.transforms`).
@@ -55,6 +57,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         workers: loader processes per device, or "auto".
         check_samples: pairs decoded before training starts, spread over each part; 0 looks at none.
         on_corrupt: "raise" or "skip", see `SegmentationDataset`.
+        cache: where copies of shards in a bucket are kept, see `Shards`.
         seed: of order and draws.
 
     Raises:
@@ -82,14 +85,15 @@ class SegmentationDataModule(pl.LightningDataModule):
         workers: int | str = "auto",
         check_samples: int = 64,
         on_corrupt: OnCorrupt = "raise",
+        cache: str | None = None,
         seed: int = 17,
     ) -> None:
         super().__init__()
         _require("data.pipeline", pipeline, PIPELINES)
         _require("data.photometric", photometric, (*PIPELINES, "none"))
         _require("data.on_corrupt", on_corrupt, ("raise", "skip"))
-        self.root = Path(root)
-        self.source = source(str(root))
+        self.root = str(root) if is_bucket(root) else Path(root)
+        self.source = open_source(source, root, cache=cache)
         self.batch_size = _whole("batch_size", batch_size, least=1)
         self.evaluate_batch_size = _whole("evaluate_batch_size", evaluate_batch_size, least=1)
         self.photometric, self.protocol, self.on_corrupt = photometric, protocol, on_corrupt
@@ -150,7 +154,14 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         for split, training in (("train", True), ("validation", False)):
             dataset = self.dataset(split, training=training)
-            check_pairs(dataset.pairs, dataset.source, samples=self.check_samples, on_corrupt=self.on_corrupt)
+            compared = isinstance(self.source, Shards)  # by the conversion; a bucket's headers are far away
+            check_pairs(
+                dataset.pairs,
+                dataset.source,
+                samples=self.check_samples,
+                on_corrupt=self.on_corrupt,
+                compare_sizes=not compared,
+            )
 
     def sampler(
         self, *, rank: int = 0, world_size: int = 1, steps_done: Callable[[], int] | None = None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +27,7 @@ from deeplab_recipes.data.shards import UNFINISHED
 from deeplab_recipes.data.sources.base import Pair, Source, read_pair
 from deeplab_recipes.data.stores import open_store, unwritable
 
+HOPELESS = 8  # pairs in a row that cannot be read: no accident
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -112,6 +113,8 @@ def write_chunk(job: Job, work: Work) -> Chunk:
     store = open_store(work.output)
     pairs = work.pairs[job.part][job.start : job.start + job.count]
     packets = [_packet(pair, work) for pair in pairs]
+    if len(packets) >= HOPELESS and not any(packet.image for packet in packets):
+        read_pair(pairs[0], work.source)  # raises: the whole set does not fit, say for another label encoding
     content, _ = litdata_chunk(packets, work.folder / f"{job.part}-{job.number}")
     as_png = sum(
         p.image.startswith(PNG) and p.image != pair.image.read_bytes() for p, pair in zip(packets, pairs, strict=True)
@@ -139,6 +142,21 @@ def _sample(pair: Pair, packet: Packet, offset: int) -> Sample:
     return Sample(pair.image.name, pair.label.name, offset, *lengths, crc32(packet.image), crc32(packet.label))
 
 
+def litdata_writer() -> Callable[..., Any]:
+    """Return litdata's writer of chunks; takes seconds the first time.
+
+    Raises:
+        ImportError: if litdata is not installed; says how to get it.
+    """
+    try:
+        from litdata.streaming.writer import BinaryWriter
+    except ImportError:
+        raise ImportError(
+            "litdata is not installed; it comes with an extra: pip install 'deeplab-recipes[shards]'"
+        ) from None
+    return BinaryWriter
+
+
 def litdata_chunk(packets: Sequence[Packet], folder: Path) -> tuple[bytes, dict[str, Any]]:
     """Let litdata write a chunk; return its bytes and litdata's description of the format.
 
@@ -147,18 +165,11 @@ def litdata_chunk(packets: Sequence[Packet], folder: Path) -> tuple[bytes, dict[
         folder: for litdata to write to; gone afterwards.
 
     Raises:
-        ImportError: if litdata is not installed; says how to get it.
         OSError: if the folder cannot be written.
     """
-    try:
-        from litdata.streaming.writer import BinaryWriter
-    except ImportError:
-        raise ImportError(
-            "litdata is not installed; it comes with an extra: pip install 'deeplab-recipes[shards]'"
-        ) from None
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        writer = BinaryWriter(str(folder), chunk_size=len(packets))
+        writer = litdata_writer()(str(folder), chunk_size=len(packets))
         for i, packet in enumerate(packets):
             writer[i] = tuple(packet)
         (file,) = writer.done()

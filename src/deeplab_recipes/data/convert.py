@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from filelock import Timeout
 from tqdm import tqdm
 
 from deeplab_recipes.data import label_codec
-from deeplab_recipes.data.chunk_writer import Job, Packet, Work, litdata_chunk, write_chunk
+from deeplab_recipes.data.chunk_writer import Job, Packet, Work, litdata_chunk, litdata_writer, write_chunk
 from deeplab_recipes.data.dataset import OnCorrupt
 from deeplab_recipes.data.files import File, Piece, size_of
 from deeplab_recipes.data.manifest import (
@@ -39,6 +39,7 @@ from deeplab_recipes.data.manifest import (
     Manifest,
     Origin,
     describe_source,
+    is_manifest,
     origin_from_json,
 )
 from deeplab_recipes.data.packed import Packed
@@ -73,7 +74,8 @@ class Summary:
         counts = " and ".join(f"{count:,} {part}" for part, count in self.manifest.counts().items())
         chunks = self.manifest.all_chunks()
         size = sum(chunk.size for chunk in chunks)
-        kept = f" ({self.kept} of them were there already)" if self.kept else ""
+        were = "was" if self.kept == 1 else "were"
+        kept = f" ({self.kept} of them {were} there already)" if self.kept else ""
         lines = [
             f"{counts} pairs of {self.manifest.origin.source['name']} in {len(chunks)} chunks{kept}, "
             f"{size / 1e6:,.1f} MB, in {self.seconds:,.1f} s"
@@ -106,7 +108,7 @@ def convert(
         root: where the data are.
         output: a folder, which need not exist, or s3://BUCKET/PREFIX.
         splits: the parts to convert.
-        chunk_mb: intended size of a chunk in MB.
+        chunk_mb: about the size of a chunk in MB.
         workers: processes, or "auto": as many as there are cores; 0 or 1 convert in this one.
         on_corrupt: what to do about a pair that cannot be read, see `Work`.
         progress: show it.
@@ -117,7 +119,7 @@ def convert(
         OSError: if it cannot be written.
     """
     began = time.perf_counter()
-    _require_settings(splits, chunk_mb)
+    _require_settings(splits, chunk_mb, workers)
     data, store = open_source(source, root), open_store(output)
     origin = Origin(describe_source(source), tuple(data.classes), tuple(data.palette), tuple(splits), chunk_mb)
     _require_ours(store, origin)
@@ -129,6 +131,7 @@ def convert(
         kept = _finished(store, jobs, on_corrupt, threads=_processes(workers))
         chunks = dict(kept)
         if len(kept) < len(jobs) or not _is_closed(store, _manifest(origin, jobs, kept)):
+            litdata_writer()  # imported here, forked processes need not
             _open(store, origin)
             missing = [job for job in jobs if job not in kept]
             count = sum(job.count for job in jobs)
@@ -162,11 +165,13 @@ def _stamp(file: File) -> list[Any]:
     return [file.name, state.st_size, state.st_mtime_ns, *where]
 
 
-def _require_settings(splits: Sequence[str], chunk_mb: float) -> None:
+def _require_settings(splits: Sequence[str], chunk_mb: float, workers: int | str) -> None:
     if not splits or len(set(splits)) < len(splits):
         raise ValueError(f"splits is {list(splits)}; it takes one or more parts, each once, like [train,validation]")
     if not 0 < chunk_mb <= MAX_CHUNK_MB:
         raise ValueError(f"chunk_mb is {chunk_mb}; it must be above 0 and at most {MAX_CHUNK_MB}")
+    if workers != "auto" and (not isinstance(workers, int) or workers < 0):
+        raise ValueError(f'data.workers is {workers!r}; it takes a whole number of at least 0 or "auto"')
 
 
 def _require_ours(store: Store, origin: Origin) -> None:
@@ -175,6 +180,9 @@ def _require_ours(store: Store, origin: Origin) -> None:
         raise FileExistsError(f"output={store.place} is a file; choose a folder, or s3://BUCKET/PREFIX")
     found = _found_origin(store)
     if found is None:
+        with suppress(FileNotFoundError):
+            if is_manifest(store.read(NAME)):  # damaged: everything is made again
+                return
         stranger = next((name for name, _ in store.files() if not _is_ours(name)), None)
         if stranger is not None:
             raise FileExistsError(f"output={store.place} holds something else ({stranger}); choose an empty place")
@@ -323,7 +331,6 @@ def _write_all(
 
 
 def _in_parallel(jobs: Sequence[Job], work: Work, processes: int) -> Iterator[tuple[Job, Chunk]]:
-    litdata_chunk([Packet(b"", b"", b"")], work.folder / "format")  # imports litdata once, before the fork
     pool = ProcessPoolExecutor(min(processes, len(jobs)), initializer=_start, initargs=(work, os.getpid()))
     try:
         futures = {pool.submit(_write, job): job for job in jobs}

@@ -63,7 +63,7 @@ class Origin:
         source: class and settings of the data source, see `describe_source`.
         classes, palette: the source's.
         splits: the parts.
-        chunk_mb: intended size of a chunk in MB.
+        chunk_mb: about the size of a chunk in MB.
     """
 
     source: Mapping[str, Any]
@@ -134,6 +134,11 @@ class Manifest:
             )
         chunks = {part: [Chunk.from_json(c) for c in chunks] for part, chunks in values["chunks"].items()}
         return cls(origin_from_json({key: values[key] for key in Origin.__dataclass_fields__}), chunks, seal)
+
+
+def is_manifest(content: bytes) -> bool:
+    """Whether bytes begin as a manifest does, damaged or not; other programs write a manifest.json too."""
+    return FORMAT.encode() in content[:100]
 
 
 def origin_from_json(values: Mapping[str, Any]) -> Origin:

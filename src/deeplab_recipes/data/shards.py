@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from deeplab_recipes.data import label_codec
 from deeplab_recipes.data.files import Piece
-from deeplab_recipes.data.manifest import FORMAT, MEND, NAME, Chunk, Manifest, describe_source
+from deeplab_recipes.data.manifest import MEND, NAME, Chunk, Manifest, describe_source, is_manifest
 from deeplab_recipes.data.sources.base import Colour, Pair, Source, require_split
 from deeplab_recipes.data.stores import Bucket, is_bucket, open_store, unwritable
 
@@ -180,14 +180,14 @@ def open_source(source: Callable[[str], Source], root: str | Path, *, cache: str
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether a folder has finished or unfinished shards; other programs write a manifest.json too."""
+    """Whether a folder has finished or unfinished shards."""
     if (folder / PLAN).is_file():
         return True
     path = folder / NAME
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return FORMAT.encode() in file.read(100)
+        return is_manifest(file.read(100))
 
 
 def require_same_source(shards: Shards, source: Callable[..., Any]) -> None:

@@ -133,10 +133,10 @@ class Bucket:
     """
 
     def __init__(self, place: str) -> None:
-        self.place = place.rstrip("/")
-        self.bucket, _, prefix = self.place.removeprefix(S3).partition("/")
+        self.bucket, _, prefix = place.removeprefix(S3).rstrip("/").partition("/")
         if not self.bucket:
             raise ValueError(f"{place} names no bucket; expected s3://BUCKET/PREFIX")
+        self.place = place.rstrip("/")
         self.prefix = f"{prefix}/" if prefix else ""
 
     def files(self) -> Iterator[tuple[str, int]]:
@@ -224,7 +224,7 @@ class Bucket:
         except ClientError as error:
             raise self._refused(error.response["Error"], name) from None
         except BotoCoreError as error:
-            raise self._unreachable(error, name) from None
+            raise self._failed(error, name) from None
 
     def _refused(self, answer: dict[str, Any], name: str) -> OSError:
         code, reason = answer.get("Code", ""), answer.get("Message", "")
@@ -238,8 +238,11 @@ class Bucket:
             return PermissionError(f"{_endpoint()} refuses {self.place} ({code}: {reason}); check the AWS_ variables")
         return OSError(f"{self.place}/{name}: {_endpoint()} answers {code} ({reason})")
 
-    def _unreachable(self, error: Exception, name: str) -> OSError:
-        if "Credentials" in type(error).__name__:
+    def _failed(self, error: Exception, name: str) -> OSError | ValueError:
+        kind = type(error).__name__
+        if kind == "ParamValidationError":
+            return ValueError(f"{self.place} can be no place in a store ({str(error).splitlines()[-1]})")
+        if "Credentials" in kind:
             return PermissionError(
                 f"no keys for {self.place} ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             )

@@ -292,7 +292,7 @@ def _training_images(parts: Mapping[str, Any]) -> int:
 
     data = parts["data"].keywords
     if data["root"] != MISSING and (is_bucket(data["root"]) or Path(data["root"]).exists()):
-        return len(open_source(data["source"], data["root"], cache=data["cache"]).pairs("train"))
+        return len(open_source(data["source"], data["root"], cache=data.get("cache")).pairs("train"))
     drawn = data["source"].keywords.get("training")
     if drawn is None and parts["published"] is None:
         raise ValueError(f"data.root={data['root']} is not there, so the training images cannot be counted")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shards import assert_same_samples, content, converted, die, in_another_process
+from small_shards import assert_same_samples, content, converted, die, in_another_process
 
 from deeplab_recipes.data import convert as conversion
 from deeplab_recipes.data.dataset import SegmentationDataset
@@ -204,6 +204,23 @@ def test_unusable_pairs_keep_their_place(root, output, truncate):
         SegmentationDataset(shards, "train", transform)[2]
     with pytest.raises(ValueError, match="replace it or remove"):  # a stricter conversion does not keep it
         converted(root, output)
+
+
+def test_a_process_that_fails(root, output, truncate):
+    pair = ADE20k(root).pairs("train")[7]
+    whole = pair.label.read_bytes()
+    truncate(pair.label)
+    with pytest.raises(ValueError, match=rf"{pair.label.name}.*cannot be read as a picture"):
+        converted(root, output, workers=2)
+    written = len(list(output.rglob("*.bin")))
+    pair.label.write_bytes(whole)
+    assert converted(root, output).kept == written > 0
+
+
+def test_a_process_that_is_killed(root, output, monkeypatch):
+    monkeypatch.setattr(conversion, "write_chunk", lambda job, work: die())
+    with pytest.raises(ChildProcessError, match=r"was killed \(for want of memory\?\); try data\.workers=1, and the"):
+        converted(root, output, workers=2)
 
 
 def test_a_set_that_does_not_fit_is_not_skipped(root, output):

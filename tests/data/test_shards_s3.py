@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shards import assert_same_samples, content, converted, die, in_another_process
+from small_shards import assert_same_samples, content, converted, die, in_another_process
 
 from deeplab_recipes.data import SegmentationDataModule, stores
 from deeplab_recipes.data.shards import Shards

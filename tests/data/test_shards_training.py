@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shards import content, converted
+from small_shards import content, converted
 
 from deeplab_recipes.cli import main
 from deeplab_recipes.data import SegmentationDataModule

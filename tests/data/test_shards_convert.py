@@ -50,6 +50,15 @@ def test_real_data(real_data, output, name, source):
     assert_same_samples(Shards(output), source(real_data(name)), "validation")
 
 
+def test_odd_names(root, output):
+    for kind, ending in (("images", "jpg"), ("annotations", "png")):
+        folder = root / kind / "validation"
+        for number, name in enumerate(("a b", "ä\n", os.fsdecode(b"\xff")), start=1):
+            (folder / f"ADE_val_{number:08d}.{ending}").rename(folder / f"{name}.{ending}")
+    converted(root, output, workers=2)
+    assert_same_samples(Shards(output), ADE20k(root), "validation")
+
+
 def test_litdata_reads_them(root, output):
     import litdata
 

@@ -128,7 +128,7 @@ def convert(
     work = Work(data, pairs, str(output), _work_folder(store), on_corrupt)
     with _alone(work.folder, store.place):
         _require_ours(store, origin)
-        kept = _finished(store, jobs, on_corrupt, threads=_processes(workers))
+        kept = _finished(store, jobs, on_corrupt, threads=max(8, _processes(workers)))
         chunks = dict(kept)
         if len(kept) < len(jobs) or not _is_closed(store, _manifest(origin, jobs, kept)):
             litdata_writer()  # imported here, forked processes need not
@@ -230,14 +230,16 @@ def _finished(store: Store, jobs: Sequence[Job], on_corrupt: OnCorrupt, *, threa
     files = dict(store.files())
 
     def look(job: Job) -> Chunk | None:
-        chunk = Chunk.from_json(json.loads(store.read(job.record))) if job.record in files else known.get(job.file)
+        chunk = known.get(job.file)
+        with suppress(ValueError):  # a record that cannot be read records nothing
+            chunk = Chunk.from_json(json.loads(store.read(job.record))) if job.record in files else chunk
         if chunk is None or chunk.made_of != job.made_of or files.get(job.file) != chunk.size:
             return None
         if on_corrupt == "raise" and not all(sample.image_bytes for sample in chunk.samples):
             return None
         return chunk if store.intact(job.file, chunk.size, chunk.sha256) else None
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return {job: chunk for job, chunk in zip(jobs, pool.map(look, jobs), strict=True) if chunk is not None}
 
 

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from deeplab_recipes.data import SegmentationDataModule
-from deeplab_recipes.data.cache import make_cache
+from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.dataset import SegmentationDataset, collate
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sampler import Draw
@@ -99,13 +99,13 @@ def ours(data: DataSet, *, photometric: bool) -> Maker:
     return lambda draws: collate(dataset.__getitems__(draws))
 
 
-def ours_cached(data: DataSet, *, photometric: bool) -> Maker:
+def ours_kept(data: DataSet, *, photometric: bool) -> Maker:
     """The same from the second epoch on, of a set whose decoded pairs fit into memory."""
     transform = TrainingTransform(
         "keep_ratio", data.crop, data.base, photometric="keep_ratio", colours_here=photometric
     )
     dataset = SegmentationDataset(data.source, "train", transform, seed=0)
-    dataset.cache = make_cache(dataset.pairs, devices=1)
+    dataset.kept = keep(dataset.pairs, devices=1)
     for i in range(len(dataset)):
         dataset[Draw(0, i)]
     return lambda draws: collate(dataset.__getitems__(draws))
@@ -243,7 +243,7 @@ def rescaled(size: Sequence[int], base: tuple[int, int]) -> tuple[int, int]:
 
 CONTESTANTS: dict[str, Callable[..., Maker]] = {
     "ours, folder": ours,
-    "ours, folder, decoded pairs in memory": ours_cached,
+    "ours, folder, decoded pairs in memory": ours_kept,
     "mmsegmentation": mmsegmentation,
     "torchvision v2": torchvision,
     "albumentations": albumentations,
@@ -343,7 +343,7 @@ def module(data: DataSet, workers: int) -> SegmentationDataModule:
         protocol="keep_ratio",
         photometric="keep_ratio",
         workers=workers,
-        cache="none",
+        keep_decoded="none",
     )
 
 

@@ -206,6 +206,16 @@ def check(settings: DictConfig) -> None:
         sys.exit(1)
 
 
+def convert(settings: DictConfig) -> None:
+    """Write a data set as shards."""
+    conversion = config.assemble_conversion(_plain(settings), _alone(("data=",))["data"])
+    try:
+        print(conversion())
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is left", file=sys.stderr)
+        sys.exit(130)
+
+
 VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train and evaluate a recipe, e.g. deeplab train +recipe=quickstart"),
     "plan": (plan, "say what a training will do and how it differs from the published one, before it starts"),
@@ -214,6 +224,7 @@ VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
         check,
         "read a whole data set and what is wrong with it, e.g. deeplab check data=camvid data.root=DIR",
     ),
+    "convert": (convert, "write a data set as shards, e.g. deeplab convert data=camvid data.root=DIR output=DIR"),
 }
 
 
@@ -307,12 +318,17 @@ def _plain(settings: DictConfig) -> dict[str, Any]:
 
 def _recipe_alone() -> dict[str, Any]:
     """Return the settings of the recipe without the command line's other overrides."""
+    return _alone(("recipe=",))
+
+
+def _alone(choices: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings with those of the command line's overrides that begin with one of `choices`."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    recipe = [o for o in hydra.overrides.task if o.lstrip("+").startswith("recipe=")]
-    return _plain(compose(hydra.job.config_name, recipe))
+    chosen = [o for o in hydra.overrides.task if o.lstrip("+").startswith(choices)]
+    return _plain(compose(hydra.job.config_name, chosen))
 
 
 def _run_dir(values: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ EXTRAS = {"optuna": "sweep"}  # packages that come with an extra of this one
 # Settings that say where and how fast, not what: a change of these is no deviation from a published result.
 NEUTRAL = (
     *("name", "run_dir", "resume", "pictures", "logger", "published", "measure", "trial"),
-    *("data.root", "data.workers", "data.cache", "data.check_samples", "evaluate_batch_size"),
+    *("data.root", "data.workers", "data.keep_decoded", "data.check_samples", "data.cache", "evaluate_batch_size"),
     *("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.precision", "trainer.deterministic"),
     *("trainer.evaluate_every", "trainer.log_every", "trainer.progress"),
 )
@@ -196,6 +196,7 @@ def _closest(name: str, known: Iterable[str]) -> str:
 
 
 LATER = ("run_dir", "logger", "published")  # may be null here, and are made of what is
+CONVERTED = ("root", "workers", "on_corrupt")  # what a conversion reads of the data's settings, beside the source's
 DATA_SETTINGS = ("batch_size", "evaluate_batch_size", "protocol")
 
 
@@ -346,10 +347,41 @@ def _number_of_classes(parts: Mapping[str, Any]) -> int:
 
 def _training_images(parts: Mapping[str, Any]) -> int:
     """Count the training images on disk; without data, take the number that is drawn or was published."""
+    from deeplab_recipes.data.shards import open_source
+    from deeplab_recipes.data.stores import is_bucket
+
     data = parts["data"].keywords
-    if data["root"] != MISSING and Path(data["root"]).exists():
-        return len(data["source"](data["root"]).pairs("train"))
+    if data["root"] != MISSING and (is_bucket(data["root"]) or Path(data["root"]).exists()):
+        return len(open_source(data["source"], data["root"], cache=data.get("cache")).pairs("train"))
     drawn = data["source"].keywords.get("training")
     if drawn is None and parts["published"] is None:
         raise ValueError(f"data.root={data['root']} is not there, so the training images cannot be counted")
     return drawn or parts["published"].training_images
+
+
+def assemble_conversion(values: Mapping[str, Any], data: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return a conversion, ready to be called, from all settings of `deeplab convert`.
+
+    Args:
+        values: the settings.
+        data: what the section `data` is where nothing in it was changed on the command line.
+
+    Raises:
+        ValueError: for a setting that cannot work, or that has no part in a conversion.
+    """
+    from deeplab_recipes.data.convert import convert
+
+    values = dict(values)
+    require_data_root(values)
+    if values["output"] == MISSING:
+        raise ValueError("output is not set; say where the shards go: output=DIR or output=s3://BUCKET/PREFIX")
+    section, then = values.pop("data"), leaves(data)
+    for key, value in leaves(section).items():
+        if then.get(key) != value and key not in CONVERTED and not key.startswith("source."):
+            raise ValueError(
+                f"data.{key}={value} has no part in a conversion: whole images are stored, and it acts in training"
+            )
+    prepared = build(section, "data").keywords
+    given = {**{key: prepared[key] for key in ("source", *CONVERTED)}, **values}
+    check_arguments(convert, given, "settings", complete=True)
+    return partial(convert, **given)

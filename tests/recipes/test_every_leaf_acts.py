@@ -257,3 +257,38 @@ def test_download_leaves_are_all_of_them(compose_settings: Callable[..., dict[st
 
 def test_bases_cover_every_recipe() -> None:
     assert {p.stem for p in (config.yamls_folder() / "recipe").glob("*.yaml")} == set(BASES)
+
+
+def conversion_settings(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(config.yamls_folder()), version_base="1.3"):
+        return OmegaConf.to_container(compose("convert", list(overrides)), resolve=True)
+
+
+CONVERSION = conversion_settings("data=ade20k")
+CONVERSION_LEAVES = sorted(config.leaves(CONVERSION))
+
+
+def converted(settings: dict[str, Any], root: Path, folder: Path) -> dict[str, bytes]:
+    """Return the files that a conversion leaves in `folder`."""
+    folder.mkdir()
+    settings = json.loads(json.dumps(settings))
+    if settings["data"]["root"] == config.MISSING:
+        settings["data"]["root"] = str(root)
+    base = json.loads(json.dumps({**CONVERSION["data"], "root": settings["data"]["root"]}))
+    if settings["output"] == config.MISSING:
+        settings["output"] = "shards"
+    settings["output"] = str(folder / settings["output"])
+    config.assemble_conversion(settings, base)(progress=False)
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("leaf", CONVERSION_LEAVES)
+def test_leaf_of_a_conversion_acts(leaf: str, tiny_sets: dict[str, Path], tmp_path: Path) -> None:
+    value = config.leaves(CONVERSION)[leaf]
+    same = converted(CONVERSION, tiny_sets["ADE20k"], tmp_path / "same")
+    try:
+        other = with_change(CONVERSION, leaf, changed(leaf, value))
+        assert converted(other, tiny_sets["ADE20k"], tmp_path / "other") != same
+    except (ValueError, OSError, TypeError):
+        return

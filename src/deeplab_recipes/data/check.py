@@ -26,8 +26,15 @@ PARTS = ("train", "validation")
 REPORT, TEXT, SHEET = "report.json", "report.txt", "contact_sheet.png"
 
 
-def check_pairs(pairs: Sequence[Pair], source: Source, *, samples: int, on_corrupt: "OnCorrupt" = "raise") -> None:
-    """Compare image and label sizes of all pairs, and decode `samples` pairs spread evenly over them.
+def check_pairs(
+    pairs: Sequence[Pair],
+    source: Source,
+    *,
+    samples: int,
+    on_corrupt: "OnCorrupt" = "raise",
+    compare_sizes: bool = True,
+) -> None:
+    """Compare image and label sizes of all pairs by their headers, and decode `samples` pairs spread evenly over them.
 
     With `on_corrupt="skip"` unusable pairs are left for training to skip and count, unless every pair of the
     sample is one: then it is the set that does not fit (another label encoding, say), not a file. Labels of a
@@ -43,7 +50,7 @@ def check_pairs(pairs: Sequence[Pair], source: Source, *, samples: int, on_corru
     count = min(samples, len(pairs))
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).astype(int)]
     with ThreadPoolExecutor(8) as pool:
-        if on_corrupt == "raise":
+        if on_corrupt == "raise" and compare_sizes:
             for _ in pool.map(lambda pair: _check_sizes(pair, source), pairs):
                 pass
         results = list(pool.map(lambda pair: _usable_classes(pair, source), chosen))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from deeplab_recipes.data.cache import DecodedCache
+from deeplab_recipes.data.kept import KeptPairs
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import Packed
 from deeplab_recipes.data.pictures import Decoded, Photograph
@@ -48,7 +48,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         self.source, self.split, self.transform = source, split, transform
         self.pairs = Packed(source.pairs(split))
         self.seed, self.on_corrupt = seed, on_corrupt
-        self.cache: DecodedCache | None = None
+        self.kept: KeptPairs | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -85,13 +85,13 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
     def _open(self, index: int) -> tuple[Photograph, np.ndarray]:
         pair = self.pairs[index]
-        if self.cache is None:
+        if self.kept is None:
             return open_pair(pair, self.source)
-        found = self.cache.get(index, pair.image)
+        found = self.kept.get(index, pair.image)
         if found is None:
             photograph, labels = open_pair(pair, self.source)
-            self.cache.put(index, photograph.pixels(), labels)
-            return self.cache.get(index, pair.image) or (photograph, labels)
+            self.kept.put(index, photograph.pixels(), labels)
+            return self.kept.get(index, pair.image) or (photograph, labels)
         return found
 
     def _transform(

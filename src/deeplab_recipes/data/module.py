@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from deeplab_recipes.data.cache import make_cache
+from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.check import check_pairs
 from deeplab_recipes.data.colours import Photometric
 from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
 from deeplab_recipes.data.device import normalize, prepare
 from deeplab_recipes.data.files import size_of
 from deeplab_recipes.data.sampler import EvaluationSampler, TrainingSampler
+from deeplab_recipes.data.shards import Shards, open_source
 from deeplab_recipes.data.sources.base import Source
+from deeplab_recipes.data.stores import is_bucket
 from deeplab_recipes.data.transforms import (
     MEAN,
     PIPELINES,
@@ -42,7 +44,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     Args:
         source: called with `root`, gives the data set.
-        root: folder of the data.
+        root: folder of the data, in the source's layout or as shards (see `data.shards`), or shards at s3://....
         batch_size: GLOBAL training batch.
         evaluate_batch_size: images per device in evaluation.
         pipeline: "square" or "keep_ratio", the training transform (see `data.transforms`).
@@ -56,9 +58,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         evaluate_sizes: the size of each protocol, as `EvaluationTransform` reads it.
         mean, std: normalisation, in levels of 0..255.
         workers: loader processes per device, or "auto".
-        cache: "auto" keeps decoded training pairs in memory where all fit into a quarter of what is free; or "none".
+        keep_decoded: "auto" keeps decoded training pairs in memory where all fit into a quarter of what is free; or "none".
         check_samples: pairs decoded before training starts, spread over each part; 0 looks at none.
         on_corrupt: "raise" or "skip", see `SegmentationDataset`.
+        cache: where copies of shards in a bucket are kept, see `Shards`.
         seed: of order and draws.
 
     Raises:
@@ -86,9 +89,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         workers: int | str = "auto",
-        cache: Literal["auto", "none"] = "auto",
+        keep_decoded: Literal["auto", "none"] = "auto",
         check_samples: int = 64,
         on_corrupt: OnCorrupt = "raise",
+        cache: str | None = None,
         seed: int = 17,
     ) -> None:
         super().__init__()
@@ -96,8 +100,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         _require("data.photometric", photometric, (*PIPELINES, "none"))
         _require("data.photometric_on", photometric_on, ("device", "workers"))
         _require("data.on_corrupt", on_corrupt, ("raise", "skip"))
-        self.root = Path(root)
-        self.source = source(str(root))
+        self.root = str(root) if is_bucket(root) else Path(root)
+        self.source = open_source(source, root, cache=cache)
         self.batch_size = _whole("batch_size", batch_size, least=1)
         self.evaluate_batch_size = _whole("evaluate_batch_size", evaluate_batch_size, least=1)
         self.photometric = photometric if photometric_on == "device" else "none"  # what the device does
@@ -105,7 +109,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.seed = _whole("seed", seed, least=0)
         self.mean, self.std = _channels("data.mean", mean, above=-1), _channels("data.std", std, above=0)
         self.workers = workers if workers == "auto" else _whole("data.workers", workers, least=0)
-        self.cache = _require("data.cache", cache, ("auto", "none"))
+        self.keep_decoded = _require("data.keep_decoded", keep_decoded, ("auto", "none"))
         self.check_samples = _whole("data.check_samples", check_samples, least=0)
         self.training_transform = TrainingTransform(
             pipeline=pipeline,
@@ -162,7 +166,14 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         for split, training in (("train", True), ("validation", False)):
             dataset = self.dataset(split, training=training)
-            check_pairs(dataset.pairs, dataset.source, samples=self.check_samples, on_corrupt=self.on_corrupt)
+            compared = isinstance(self.source, Shards)  # by the conversion; a bucket's headers are far away
+            check_pairs(
+                dataset.pairs,
+                dataset.source,
+                samples=self.check_samples,
+                on_corrupt=self.on_corrupt,
+                compare_sizes=not compared,
+            )
 
     def sampler(
         self, *, rank: int = 0, world_size: int = 1, steps_done: Callable[[], int] | None = None
@@ -178,8 +189,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         rank, world_size = self._place()
         sampler = self.sampler(rank=rank, world_size=world_size, steps_done=self._steps_done)
         dataset = self.dataset("train", training=True)
-        if self.cache == "auto" and dataset.cache is None:
-            dataset.cache = make_cache(dataset.pairs, devices=self.trainer.num_devices if self.trainer else 1)
+        if self.keep_decoded == "auto" and dataset.kept is None:
+            dataset.kept = keep(dataset.pairs, devices=self.trainer.num_devices if self.trainer else 1)
         share = self.batch_size // world_size
         return self._loader(dataset, sampler, batch_size=share, collate_fn=collate, persistent_workers=True)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from deeplab_recipes.data import cache
-from deeplab_recipes.data.cache import DecodedCache, free_memory, make_cache
+from deeplab_recipes.data import kept
+from deeplab_recipes.data.kept import KeptPairs, free_memory, keep
 from deeplab_recipes.data.dataset import SegmentationDataset, collate
 from deeplab_recipes.data.pictures import Decoded
 from deeplab_recipes.data.sampler import Draw, TrainingSampler
@@ -40,17 +40,17 @@ def epochs(dataset: SegmentationDataset, workers: int) -> list[dict[str, torch.T
 def test_samples_are_the_same(source, workers, room):
     plain, kept = (SegmentationDataset(source, "train", TRANSFORM, seed=5) for _ in range(2))
     every = sum(4 * 130 * 170 if i % 2 else 4 * 40 * 52 for i in range(9))
-    kept.cache = DecodedCache(9, int(every * room))
+    kept.kept = KeptPairs(9, int(every * room))
     for a, b in zip(epochs(plain, workers), epochs(kept, workers), strict=True):
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
-    held = [kept.cache.get(i, kept.pairs[i].image) is not None for i in range(9)]
+    held = [kept.kept.get(i, kept.pairs[i].image) is not None for i in range(9)]
     assert all(held) if room == 1 else 0 < sum(held) < 9
 
 
 def test_files_are_read_once(source, monkeypatch):
     dataset = SegmentationDataset(source, "train", TrainingTransform("keep_ratio", (40, 48), (50, 60)), seed=5)
-    dataset.cache = make_cache(dataset.pairs, devices=1)
+    dataset.kept = keep(dataset.pairs, devices=1)
     for i in range(9):
         dataset[Draw(0, i)]
     for pair in dataset.pairs:
@@ -61,24 +61,24 @@ def test_files_are_read_once(source, monkeypatch):
 
 def test_a_broken_pair_is_not_kept(source, truncate):
     dataset = SegmentationDataset(source, "train", TRANSFORM, seed=5, on_corrupt="skip")
-    dataset.cache = DecodedCache(9, 10**6)
+    dataset.kept = KeptPairs(9, 10**6)
     truncate(dataset.pairs[2].image)
     for epoch in range(2):
         assert dataset[Draw(epoch, 2)]["corrupt"]
-    assert dataset.cache.get(2, dataset.pairs[2].image) is None
+    assert dataset.kept.get(2, dataset.pairs[2].image) is None
 
 
 def test_no_cache_where_memory_is_short(source, monkeypatch):
     pairs = source.pairs("train")
-    assert make_cache(pairs, devices=1).capacity > 0
-    needed = make_cache(pairs, devices=1).capacity
-    monkeypatch.setattr(cache, "free_memory", lambda: int(needed / cache.SHARE) + 8)
-    assert make_cache(pairs, devices=1).capacity == needed
-    assert make_cache(pairs, devices=2) is None
+    assert keep(pairs, devices=1).capacity > 0
+    needed = keep(pairs, devices=1).capacity
+    monkeypatch.setattr(kept, "free_memory", lambda: int(needed / kept.SHARE) + 8)
+    assert keep(pairs, devices=1).capacity == needed
+    assert keep(pairs, devices=2) is None
 
 
 def test_a_pickled_copy_is_empty(source):
-    full = DecodedCache(2, 1000)
+    full = KeptPairs(2, 1000)
     full.put(1, np.zeros((5, 6, 3), np.uint8), np.ones((5, 6), np.uint8))
     photograph, labels = full.get(1, source.pairs("train")[0].image)
     assert isinstance(photograph, Decoded)

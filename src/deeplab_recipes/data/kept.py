@@ -12,7 +12,7 @@ from deeplab_recipes.data.pictures import Decoded, Photograph, picture_size
 from deeplab_recipes.data.reading import open_photograph
 from deeplab_recipes.data.sources.base import Pair
 
-SHARE = 0.25  # of the free memory that a cache may take
+SHARE = 0.25  # of the free memory that they may take
 SPREAD = 64  # pairs whose sizes are looked at
 CGROUP_FILES = (
     ("memory.max", "memory.current"),
@@ -21,10 +21,10 @@ CGROUP_FILES = (
 RESERVE = 1.25  # sizes differ, and those 64 may be the smaller ones
 
 
-class DecodedCache:
+class KeptPairs:
     """Room for the images and labels of a part, in memory that forked processes see too.
 
-    Pages are taken as they are written. Who is not forked (but gets a pickled copy) has an empty cache without room.
+    Pages are taken as they are written. A process that is not forked gets a pickled copy: it is empty and has no room.
 
     Args:
         count: pairs of the part.
@@ -38,7 +38,7 @@ class DecodedCache:
         self._used = multiprocessing.Value("q", 0)
 
     def __reduce__(self) -> tuple[type, tuple[int, int]]:
-        return DecodedCache, (0, 0)
+        return KeptPairs, (0, 0)
 
     def get(self, index: int, file: File) -> tuple[Photograph, np.ndarray] | None:
         """Return the photograph (that `file` holds) and the labels of a pair, or None."""
@@ -77,12 +77,12 @@ class _Kept(Decoded):
         return open_photograph(self.file).reduced(factor)
 
 
-def make_cache(pairs: Sequence[Pair], *, devices: int) -> DecodedCache | None:
-    """Return a cache if all pairs are likely to fit into this device's share of the free memory.
+def keep(pairs: Sequence[Pair], *, devices: int) -> KeptPairs | None:
+    """Return room for all pairs if they are likely to fit into this device's share of the free memory.
 
     Args:
         pairs: of the part.
-        devices: how many of this machine train, each with a cache of its own.
+        devices: how many of this machine train, each with room of its own.
     """
     spread = np.linspace(0, len(pairs) - 1, min(SPREAD, len(pairs))).astype(int)
     try:
@@ -91,7 +91,7 @@ def make_cache(pairs: Sequence[Pair], *, devices: int) -> DecodedCache | None:
         return None
     needed = int(4 * np.mean(areas) * len(pairs) * RESERVE)
     forks = multiprocessing.get_start_method(allow_none=False) == "fork"
-    return DecodedCache(len(pairs), needed) if forks and needed <= SHARE * free_memory() / devices else None
+    return KeptPairs(len(pairs), needed) if forks and needed <= SHARE * free_memory() / devices else None
 
 
 def free_memory() -> int:

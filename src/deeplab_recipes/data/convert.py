@@ -373,7 +373,9 @@ class _Progress:
 
     def __init__(self, total: int, left: int, *, enabled: bool) -> None:
         visible = enabled and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=total - left, unit="pair", desc="convert", disable=not visible)
+        self.bar = tqdm(
+            total=total, initial=total - left, unit="pair", desc="convert", disable=not visible, dynamic_ncols=True
+        )
         self.lines = enabled and not visible
         self.total, self.first, self.done = total, total - left, total - left
         self.began = self.printed = time.perf_counter()

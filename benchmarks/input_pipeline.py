@@ -31,8 +31,8 @@ import torch
 from PIL import Image
 
 from deeplab_recipes.data import SegmentationDataModule
-from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.dataset import SegmentationDataset, collate
+from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sampler import Draw
 from deeplab_recipes.data.sources import ADE20k, CamVid

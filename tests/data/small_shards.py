@@ -17,7 +17,7 @@ from deeplab_recipes.data.sources.base import Source
 
 def converted(root: Path, output: Any, **settings: Any) -> Summary:
     """Convert a small set in ADE20k's layout into many chunks, in this process."""
-    small = {"chunk_mb": 0.01, "workers": 0, "progress": False}
+    small = {"chunk_mb": 0.01, "workers": 0, "progress": False, "tiles": False}
     return convert(settings.pop("source", ADE20k), root, output, **{**small, **settings})
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from deeplab_recipes.data import kept
-from deeplab_recipes.data.kept import KeptPairs, free_memory, keep
 from deeplab_recipes.data.dataset import SegmentationDataset, collate
+from deeplab_recipes.data.kept import KeptPairs, free_memory, keep
 from deeplab_recipes.data.pictures import Decoded
 from deeplab_recipes.data.sampler import Draw, TrainingSampler
 from deeplab_recipes.data.sources import ADE20k

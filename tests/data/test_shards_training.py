@@ -14,7 +14,9 @@ from deeplab_recipes.cli import main
 from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.data.shards import Shards, open_source
 from deeplab_recipes.data.sources import ADE20k, CamVid
+from deeplab_recipes.data.sources.base import read_pair
 from deeplab_recipes.data.sources.shapes import CLASSES
+from deeplab_recipes.data.tiled_jpeg import is_tiled
 
 SIZES = {"crop_size": (40, 48), "base_size": (40, 48), "evaluate_sizes": {"square": (36, 44), "keep_ratio": (60, 40)}}
 
@@ -47,6 +49,24 @@ def test_batches_are_those_of_the_folder(root, shards, workers):
         assert all(same(a, b) for a, b in zip(one, other, strict=True))
     for one, other in zip(ours.val_dataloader(), theirs.val_dataloader(), strict=True):
         assert all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_tiles_change_nothing_but_the_speed(root, tmp_path):
+    """The colours of a last column that is filled up are interpolated from the filling."""
+    converted(root, tmp_path / "tiled", tiles=True)
+    tiled, source = Shards(tmp_path / "tiled"), ADE20k(root)
+    assert all(is_tiled(pair.image.read_bytes()) for pair in tiled.pairs("train"))
+    for ours, theirs in zip(tiled.pairs("train"), source.pairs("train"), strict=True):
+        image, labels = read_pair(ours, tiled)
+        expected, expected_labels = read_pair(theirs, source)
+        assert np.array_equal(image[:, :-1], expected[:, :-1])
+        assert np.array_equal(labels, expected_labels)
+    ours, theirs = module(tmp_path / "tiled"), module(root)
+    for one, other in zip(ours.train_dataloader(), theirs.train_dataloader(), strict=True):
+        assert torch.equal(one["label"], other["label"])
+        assert (one["image"] != other["image"]).any(1).float().mean() < 0.05
+    with pytest.raises(FileExistsError, match="another tiles: true, now false"):
+        converted(root, tmp_path / "tiled", tiles=False)
 
 
 def test_going_on_in_mid_epoch(root, shards):

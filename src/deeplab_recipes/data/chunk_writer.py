@@ -1,7 +1,8 @@
 """Writing one file of shards: pairs become bytes, and litdata packs them.
 
 An image stays the file that it was if it is a JPEG or PNG with three channels of 8 bits; others become such a PNG,
-which decodes to the same pixels. Labels are stored as classes, see `data.label_codec`.
+which decodes to the same pixels. JPEGs are tiled if asked for, see `data.tiled_jpeg`. Labels are stored as classes, see
+`data.label_codec`.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,10 +24,12 @@ from deeplab_recipes.data import label_codec
 from deeplab_recipes.data.dataset import OnCorrupt
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.manifest import Chunk, Sample
-from deeplab_recipes.data.reading import open_picture, read_image
+from deeplab_recipes.data.pictures import open_picture
+from deeplab_recipes.data.reading import read_image
 from deeplab_recipes.data.shards import UNFINISHED
 from deeplab_recipes.data.sources.base import Pair, Source, read_pair
 from deeplab_recipes.data.stores import open_store, unwritable
+from deeplab_recipes.data.tiled_jpeg import CannotTile, tile
 
 HOPELESS = 8  # pairs in a row that cannot be read: no accident
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -78,6 +82,7 @@ class Work:
         output: where the chunks go.
         folder: for passing files.
         on_corrupt: "raise", or "skip": an unusable pair keeps its place and is empty.
+        tiles: tile JPEGs.
     """
 
     source: Source
@@ -85,10 +90,15 @@ class Work:
     output: str
     folder: Path
     on_corrupt: OnCorrupt
+    tiles: bool = False
 
 
-def stored_image(file: File) -> bytes:
+def stored_image(file: File, *, tiles: bool) -> bytes:
     """Return what a shard keeps of an image: the file as it is, or a PNG of the same pixels.
+
+    Args:
+        file: the image.
+        tiles: of a JPEG that can have them, return the tiled one.
 
     Raises:
         ValueError: if it cannot be decoded.
@@ -96,7 +106,10 @@ def stored_image(file: File) -> bytes:
     content = file.read_bytes()
     with open_picture(file) as picture:
         as_it_is = picture.mode == "RGB" and picture.format in ("JPEG", "MPO", "PNG")  # MPO: a JPEG, and others behind
+        is_jpeg = picture.format == "JPEG"
     if as_it_is:
+        with suppress(CannotTile):
+            return tile(content) if tiles and is_jpeg else content
         return content
     buffer = BytesIO()
     Image.fromarray(read_image(file)).save(buffer, "png")
@@ -130,7 +143,7 @@ def _packet(pair: Pair, work: Work) -> Packet:
     name = os.fsencode(pair.image.name)
     try:
         _, labels = read_pair(pair, work.source)  # decodes the image too: a broken one is found now, not in training
-        return Packet(name, stored_image(pair.image), label_codec.pack(labels))
+        return Packet(name, stored_image(pair.image, tiles=work.tiles), label_codec.pack(labels))
     except ValueError:
         if work.on_corrupt == "raise":
             raise

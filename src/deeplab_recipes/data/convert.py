@@ -98,6 +98,7 @@ def convert(
     splits: Sequence[str] = ("train", "validation"),
     chunk_mb: float = 16,
     workers: int | str = "auto",
+    tiles: bool = True,
     on_corrupt: OnCorrupt = "raise",
     progress: bool = True,
 ) -> Summary:
@@ -109,6 +110,7 @@ def convert(
         output: a folder, which need not exist, or s3://BUCKET/PREFIX.
         splits: the parts to convert.
         chunk_mb: about the size of a chunk in MB.
+        tiles: put restart markers into JPEGs, which changes no pixel: training then decodes what a crop shows, not all.
         workers: processes, or "auto": as many as there are cores; 0 or 1 convert in this one.
         on_corrupt: what to do about a pair that cannot be read, see `Work`.
         progress: show it.
@@ -121,11 +123,11 @@ def convert(
     began = time.perf_counter()
     _require_settings(splits, chunk_mb, workers)
     data, store = open_source(source, root), open_store(output)
-    origin = Origin(describe_source(source), tuple(data.classes), tuple(data.palette), tuple(splits), chunk_mb)
+    origin = Origin(describe_source(source), tuple(data.classes), tuple(data.palette), tuple(splits), chunk_mb, tiles)
     _require_ours(store, origin)
     pairs = {part: Packed(data.pairs(part)) for part in splits}
     jobs = [job for part in splits for job in _plan(part, pairs[part], origin)]
-    work = Work(data, pairs, str(output), _work_folder(store), on_corrupt)
+    work = Work(data, pairs, str(output), _work_folder(store), on_corrupt, tiles)
     with _alone(work.folder, store.place):
         _require_ours(store, origin)
         kept = _finished(store, jobs, on_corrupt, threads=max(8, _processes(workers)))
@@ -148,7 +150,7 @@ def _plan(part: str, pairs: Sequence[Pair], origin: Origin) -> list[Job]:
     size = sum(size_of(pair.image) + size_of(pair.label) for pair in pairs)
     count = min(len(pairs), max(1, math.ceil(size / (origin.chunk_mb * 1e6))))
     ends = [len(pairs) * (i + 1) // count for i in range(count)]
-    made_from = [FORMAT_VERSION, label_codec.FORMAT, origin.source, origin.classes]
+    made_from = [FORMAT_VERSION, label_codec.FORMAT, origin.source, origin.classes, origin.tiles]
     jobs = []
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         made_of = hashlib.sha256(json.dumps([made_from, stamps[start:end]]).encode()).hexdigest()

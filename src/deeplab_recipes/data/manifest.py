@@ -64,6 +64,7 @@ class Origin:
         classes, palette: the source's.
         splits: the parts.
         chunk_mb: about the size of a chunk in MB.
+        tiles: whether JPEGs are tiled.
     """
 
     source: Mapping[str, Any]
@@ -71,6 +72,7 @@ class Origin:
     palette: Sequence[Colour]
     splits: Sequence[str]
     chunk_mb: float
+    tiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def origin_from_json(values: Mapping[str, Any]) -> Origin:
         palette=palette,
         splits=tuple(values["splits"]),
         chunk_mb=values["chunk_mb"],
+        tiles=values["tiles"],
     )
 
 

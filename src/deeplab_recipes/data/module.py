@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.check import check_pairs
 from deeplab_recipes.data.colours import Photometric
 from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
 from deeplab_recipes.data.device import normalize, prepare
 from deeplab_recipes.data.files import size_of
+from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.sampler import EvaluationSampler, TrainingSampler
 from deeplab_recipes.data.shards import Shards, open_source
 from deeplab_recipes.data.sources.base import Source
@@ -58,7 +58,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         evaluate_sizes: the size of each protocol, as `EvaluationTransform` reads it.
         mean, std: normalisation, in levels of 0..255.
         workers: loader processes per device, or "auto".
-        keep_decoded: "auto" keeps decoded training pairs in memory where all fit into a quarter of what is free; or "none".
+        keep_decoded: "auto": training pairs stay in memory where a quarter of what is free suffices; or "none".
         check_samples: pairs decoded before training starts, spread over each part; 0 looks at none.
         on_corrupt: "raise" or "skip", see `SegmentationDataset`.
         cache: where copies of shards in a bucket are kept, see `Shards`.

@@ -31,10 +31,12 @@ import torch
 from PIL import Image
 
 from deeplab_recipes.data import SegmentationDataModule
+from deeplab_recipes.data.convert import convert
 from deeplab_recipes.data.dataset import SegmentationDataset, collate
 from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sampler import Draw
+from deeplab_recipes.data.shards import Shards
 from deeplab_recipes.data.sources import ADE20k, CamVid
 from deeplab_recipes.data.sources.base import Pair, Source
 from deeplab_recipes.data.transforms import MEAN_PIXEL, TrainingTransform
@@ -53,6 +55,14 @@ class DataSet:
     base: tuple[int, int]
     crop: tuple[int, int]
     reduce_zero: bool
+    folder: Path  # for the shards
+
+    def shards(self) -> Shards:
+        """Return the training part as shards, which are made the first time."""
+        output = self.folder / f"{self.name} shards"
+        if not output.exists():
+            convert(lambda root: self.source, "", output, splits=("train",), progress=False)
+        return Shards(output)
 
     def pairs(self) -> list[Pair]:
         """Return the training part."""
@@ -64,13 +74,13 @@ class DataSet:
 
 def data_sets(ade20k: Path | None, camvid: Path | None, folder: Path, limit: int) -> Iterator[DataSet]:
     if ade20k:
-        settings = {"base": (2048, 512), "crop": (512, 512), "reduce_zero": True}
+        settings = {"base": (2048, 512), "crop": (512, 512), "reduce_zero": True, "folder": folder}
         yield DataSet("ade20k_mini", ADE20k(ade20k), **settings)
         enlarged = folder / "enlarged"
         enlarge(ADE20k(ade20k).pairs("train")[:limit], enlarged)
         yield DataSet("ade20k_mini enlarged to 683 x 512", ADE20k(enlarged), **settings)
     if camvid:
-        yield DataSet("CamVid", CamVid(camvid), base=(480, 360), crop=(320, 320), reduce_zero=False)
+        yield DataSet("CamVid", CamVid(camvid), (480, 360), (320, 320), reduce_zero=False, folder=folder)
 
 
 def enlarge(pairs: Sequence[Pair], root: Path) -> None:
@@ -96,6 +106,14 @@ def ours(data: DataSet, *, photometric: bool) -> Maker:
         "keep_ratio", data.crop, data.base, photometric="keep_ratio", colours_here=photometric
     )
     dataset = SegmentationDataset(data.source, "train", transform, seed=0)
+    return lambda draws: collate(dataset.__getitems__(draws))
+
+
+def ours_from_shards(data: DataSet, *, photometric: bool) -> Maker:
+    transform = TrainingTransform(
+        "keep_ratio", data.crop, data.base, photometric="keep_ratio", colours_here=photometric
+    )
+    dataset = SegmentationDataset(data.shards(), "train", transform, seed=0)
     return lambda draws: collate(dataset.__getitems__(draws))
 
 
@@ -243,6 +261,7 @@ def rescaled(size: Sequence[int], base: tuple[int, int]) -> tuple[int, int]:
 
 CONTESTANTS: dict[str, Callable[..., Maker]] = {
     "ours, folder": ours,
+    "ours, shards": ours_from_shards,
     "ours, folder, decoded pairs in memory": ours_kept,
     "mmsegmentation": mmsegmentation,
     "torchvision v2": torchvision,

@@ -17,7 +17,7 @@ import yaml
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from deeplab_recipes import planning, record
+from deeplab_recipes import planning, record, resuming
 from deeplab_recipes.checkpoints import (
     FORMAT_VERSION,
     Checkpoints,
@@ -217,15 +217,17 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
 
     Raises:
         FileExistsError: if `run_dir` holds a run and `resume` is None.
-        ValueError: if the checkpoint does not fit.
+        ValueError: if the checkpoint does not fit, or was trained with other settings; see `resuming`.
         Stopped: on SIGTERM, SIGUSR1 or Ctrl-C, after a checkpoint; see `signals.StopOnSignal`.
         FloatingPointError: when a loss is not finite; names the batch and the last good checkpoint.
         OSError: when a checkpoint cannot be written; the earlier one survives.
     """
-    checkpoint = _resume_from(run, resume)
+    checkpoint, step = _resume_from(run, resume, settings)
     module = run.module()
     run.run_dir.mkdir(parents=True, exist_ok=True)
     result = _opening_record(run)
+    if checkpoint is not None and run.lightning.is_global_zero:
+        result["resumed"] = resuming.sessions(checkpoint, step, result, settings)
     _write_record(run, result, settings)
     for note in run.notes() if run.lightning.is_global_zero and run.trainer.progress else ():
         print(f"note: {note}", file=sys.stderr)
@@ -269,8 +271,8 @@ def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
             raise
 
 
-def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
-    """Return the checkpoint to go on from, after a look inside; refuse to write over another run."""
+def _resume_from(run: Run, resume: str | Path | None, settings: Mapping[str, Any] | None) -> tuple[Path | None, int]:
+    """Return the checkpoint to go on from, and its step, after a look inside; refuse to write over another run."""
     newest = run.checkpoints.last
     given = newest if resume == "auto" and newest.exists() else resume
     path = Path(given) if given not in (None, "auto") else None
@@ -280,18 +282,21 @@ def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
         raise FileExistsError(
             f"run_dir={run.run_dir} holds a run already; choose another run_dir, or go on with it: resume=auto"
         )
-    if path is not None:
-        content = load_checkpoint(path)
-        require_same_task(path, content["deeplab"], run.card())
-        require_same_training(path, content["deeplab"], run.card())
-        # A run that was killed between its last step and its record still has that to do.
-        elsewhere = path.resolve() != newest.resolve()
-        if content["global_step"] >= run.steps and (elsewhere or _is_finished(run.run_dir)):
-            raise ValueError(
-                f"{path} has done {content['global_step']} steps and this run is to have {run.steps}: nothing is left "
-                "to do; raise trainer.max_epochs or trainer.max_steps"
-            )
-    return path
+    if path is None:
+        return None, 0
+    content = load_checkpoint(path)
+    require_same_task(path, content["deeplab"], run.card())
+    require_same_training(path, content["deeplab"], run.card())
+    if settings is not None and run.lightning.is_global_zero:
+        resuming.require_same_settings(path, settings)
+    # A run that was killed between its last step and its record still has that to do.
+    elsewhere = path.resolve() != newest.resolve()
+    if content["global_step"] >= run.steps and (elsewhere or _is_finished(run.run_dir)):
+        raise ValueError(
+            f"{path} has done {content['global_step']} steps and this run is to have {run.steps}: nothing is left "
+            "to do; raise trainer.max_epochs or trainer.max_steps"
+        )
+    return path, content["global_step"]
 
 
 def _is_finished(run_dir: Path) -> bool:
@@ -364,7 +369,7 @@ def _write_record(run: Run, result: Mapping[str, Any], settings: Mapping[str, An
         return
     record.write_json(run.run_dir / "result.json", result)
     if settings is not None:
-        (run.run_dir / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+        record.write_text(run.run_dir / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
 
 
 def _draw(run: Run) -> None:

@@ -1,0 +1,68 @@
+"""A run that goes on is one run: with the settings it began with, in its own directory, in one process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_run import SMALL
+
+from deeplab_recipes import config
+from deeplab_recipes.training import train
+
+Settings = dict[str, Any]
+Trained = Callable[..., Settings]
+SHORT = [*SMALL, "trainer.max_epochs=2", "trainer.max_steps=1"]
+
+
+@pytest.fixture
+def trained(compose_settings: Callable[..., Settings], tiny_sets: dict[str, Path], tmp_path: Path) -> Trained:
+    """Train a step as the command does, in tmp_path/name; gives the result."""
+
+    def call(name: str, *overrides: str, resume: Any = None) -> Settings:
+        words = [*SHORT, f"data.root={tiny_sets['ADE20k']}", f"run_dir={tmp_path / name}", *overrides]
+        settings = compose_settings(*words)
+        return train(config.assemble(settings, {}), resume=resume, settings=settings)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("loss.dice=9", "loss.dice=0.0, this run has loss.dice=9"),
+        ("schedule=polynomial", "schedule._target_="),
+        ("data.flip=0", "data.flip=0.5, this run has data.flip=0"),
+    ],
+)
+def test_resume_refuses_what_changes_the_run(change, words, trained, tmp_path) -> None:
+    trained("a")
+    before = {name: (tmp_path / "a" / name).read_text() for name in ("config.yaml", "result.json")}
+    with pytest.raises(ValueError, match=r"last\.ckpt was trained with") as refusal:
+        trained("a", "trainer.max_steps=2", change, resume="auto")
+    assert words in str(refusal.value)
+    assert before == {name: (tmp_path / "a" / name).read_text() for name in before}
+
+
+def test_resume_from_a_file_has_its_settings_too(trained, tmp_path) -> None:
+    trained("a")
+    with pytest.raises(ValueError, match=r"loss\.dice=9"):
+        trained("b", "trainer.max_steps=2", "loss.dice=9", resume=tmp_path / "a" / "checkpoints" / "last.ckpt")
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_may_change_is_noted(trained, tmp_path) -> None:
+    trained("a")
+    path = tmp_path / "a" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "commit": "0" * 40}))
+    trained("a", "trainer.max_steps=2", "trainer.evaluate_every=0.34", resume="auto")
+    result = trained("a", "trainer.max_steps=3", "trainer.evaluate_every=0.34", resume="auto")
+    first, second = result["resumed"]
+    assert first["step"] == 1
+    assert first["until_then"] == {"commit": "0" * 40}
+    assert first["changes"] == {"trainer.max_steps": [1, 2], "trainer.evaluate_every": [1.0, 0.34]}
+    assert second == {"step": 2, "until_then": {}, "changes": {"trainer.max_steps": [2, 3]}}
+    assert yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["trainer"]["max_steps"] == 3
+    assert "resumed" not in trained("b")

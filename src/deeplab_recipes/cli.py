@@ -11,7 +11,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from deeplab_recipes import config
+from deeplab_recipes.notices import ending_on_notice, rank
 
 # MisconfigurationException is Lightning's, OutOfMemoryError torch's; by name, since neither is imported here.
 ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
@@ -37,6 +38,11 @@ def main(verb: str | None = None) -> None:
         if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
             sys.exit(_usage(sys.argv[1:2]))
         verb = sys.argv.pop(1)
+    with ending_on_notice() if verb == "train" else nullcontext():
+        _run(verb, command)
+
+
+def _run(verb: str, command: list[str]) -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra takes -m at the start only
     folder = str(config.yamls_folder())
     _refuse_typos(folder, verb, sys.argv[1:])
@@ -321,8 +327,7 @@ def report_errors(action: Callable[[], Any]) -> Any:
 
 def _rank() -> str:
     """Name this process where there are several."""
-    rank = next((os.environ[key] for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if key in os.environ), None)
-    return "" if rank is None else f"[rank {rank}] "
+    return "" if rank() is None else f"[rank {rank()}] "
 
 
 def _is_users(error: BaseException) -> bool:

@@ -33,8 +33,9 @@ from deeplab_recipes.inference import load_predictor
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.module import ScheduleEnds, SegmentationModule
+from deeplab_recipes.notices import REQUEUE, Stopped, ending_on_notice
 from deeplab_recipes.reporting import Reporter, class_table, clock
-from deeplab_recipes.signals import REQUEUE, StopOnSignal, Stopped, end_launched_processes
+from deeplab_recipes.signals import StopOnSignal, end_launched_processes
 from deeplab_recipes.sweeping.pruning import PruneTrial
 from deeplab_recipes.trainer import TrainerSettings, keep_freed_memory
 
@@ -207,6 +208,7 @@ class Run:
         )
 
 
+@ending_on_notice()
 def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train, evaluate and record a run; returns what result.json holds.
 
@@ -218,7 +220,7 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
     Raises:
         FileExistsError: if `run_dir` holds a run and `resume` is None.
         ValueError: if the checkpoint does not fit, or was trained with other settings; see `resuming`.
-        Stopped: on SIGTERM, SIGUSR1 or Ctrl-C, after a checkpoint; see `signals.StopOnSignal`.
+        Stopped: on SIGTERM, SIGUSR1 or Ctrl-C, in training after a checkpoint; see `signals.StopOnSignal`.
         FloatingPointError: when a loss is not finite; names the batch and the last good checkpoint.
         OSError: when a checkpoint cannot be written; the earlier one survives.
     """
@@ -237,6 +239,9 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         keep_freed_memory()
     try:
         _fit(run, module, checkpoint)
+        result.update(_closing_record(run, module))
+        if run.lightning.is_global_zero and result["status"] == "finished":
+            _draw(run)
     except BaseException as error:
         with suppress(OSError):  # on a full disk this fails too, and must not hide why
             reason = str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
@@ -244,18 +249,15 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         if not isinstance(error, Stopped):
             end_launched_processes(run.lightning)
         raise
-    result.update(_closing_record(run, module))
-    _write_record(run, result)
+    _write_record(run, result)  # not before the pictures: a finished run has nothing left to do
     if run.lightning.is_global_zero:
-        if result["status"] == "finished":
-            _draw(run)
         _report(run, result)
     return result
 
 
 def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
     trainer = run.lightning
-    with quiet():
+    with quiet(), run.stopper.listening():
         try:
             trainer.fit(module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
             if run.checkpoints.evaluated_step != trainer.global_step:

@@ -5,7 +5,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from deeplab_recipes import planning, record, resuming
+from deeplab_recipes import locking, planning, record, resuming
 from deeplab_recipes.checkpoints import (
     FORMAT_VERSION,
     Checkpoints,
@@ -219,14 +219,28 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
 
     Raises:
         FileExistsError: if `run_dir` holds a run and `resume` is None.
-        ValueError: if the checkpoint does not fit, or was trained with other settings; see `resuming`.
+        ValueError: if the checkpoint does not fit, or was trained with other settings (see `resuming`); if another
+            process is at work in `run_dir`.
         Stopped: on SIGTERM, SIGUSR1 or Ctrl-C, in training after a checkpoint; see `signals.StopOnSignal`.
         FloatingPointError: when a loss is not finite; names the batch and the last good checkpoint.
         OSError: when a checkpoint cannot be written; the earlier one survives.
     """
     checkpoint, step = _resume_from(run, resume, settings)
-    module = run.module()
     run.run_dir.mkdir(parents=True, exist_ok=True)
+    with _alone_in(run):
+        return _train(run, checkpoint, step, settings)
+
+
+def _alone_in(run: Run) -> AbstractContextManager[None]:
+    """Hold the run directory; the first process does so for all."""
+    if not run.lightning.is_global_zero:
+        return nullcontext()
+    refusal = f"{{holder}} is at work on the run in {run.run_dir}: wait for it, or choose another run_dir"
+    return locking.only_process(run.run_dir / ".running", refusal)
+
+
+def _train(run: Run, checkpoint: Path | None, step: int, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    module = run.module()
     result = _opening_record(run)
     if checkpoint is not None and run.lightning.is_global_zero:
         result["resumed"] = resuming.sessions(checkpoint, step, result, settings)

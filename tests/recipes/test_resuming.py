@@ -1,6 +1,9 @@
 """A run that goes on is one run: with the settings it began with, in its own directory, in one process."""
 
 import json
+import os
+import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import yaml
 from small_run import SMALL
 
 from deeplab_recipes import config
+from deeplab_recipes.locking import only_process
 from deeplab_recipes.training import train
 
 Settings = dict[str, Any]
@@ -66,3 +70,37 @@ def test_what_may_change_is_noted(trained, tmp_path) -> None:
     assert second == {"step": 2, "until_then": {}, "changes": {"trainer.max_steps": [2, 3]}}
     assert yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["trainer"]["max_steps"] == 3
     assert "resumed" not in trained("b")
+
+
+def hold_in_a_child(path: Path) -> int:
+    """Lock a file in a process of its own, which ends only by a kill; returns its number."""
+    ready, done = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with only_process(path, "{holder}"):
+            os.write(done, b".")
+            signal.pause()
+    os.read(ready, 1)
+    return child
+
+
+def test_one_process_in_a_run_directory(trained, tmp_path) -> None:
+    trained("a")
+    before = (tmp_path / "a" / "metrics.csv").read_text()
+    other = hold_in_a_child(tmp_path / "a" / ".running")
+    try:
+        with pytest.raises(ValueError, match=rf"process {other} on {socket.gethostname()} is at work on the run in "):
+            trained("a", "trainer.max_steps=2", resume="auto")
+        assert (tmp_path / "a" / "metrics.csv").read_text() == before
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    assert trained("a", "trainer.max_steps=2", resume="auto")["steps"] == 2  # a killed one holds nothing
+
+
+def test_file_system_without_locks_stops_no_run(trained, monkeypatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("deeplab_recipes.locking.fcntl.lockf", refuse)
+    assert trained("a")["status"] == "finished"

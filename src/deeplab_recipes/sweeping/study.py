@@ -3,7 +3,6 @@
 Optuna is an extra, so it is imported where it is used.
 """
 
-import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deeplab_recipes import locking
 from deeplab_recipes.sweeping.report import Trial
 
 if TYPE_CHECKING:
@@ -87,13 +87,8 @@ def only_process(storage: str) -> Iterator[None]:
         yield
         return
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{storage}.running").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"another search is at work on {storage}: wait for it, or choose another sweep.study_name"
-            ) from None
+    refusal = f"another search ({{holder}}) is at work on {storage}: wait for it, or choose another sweep.study_name"
+    with locking.only_process(f"{storage}.running", refusal):
         yield
 
 

@@ -218,7 +218,7 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         settings: the resolved settings, for the record.
 
     Raises:
-        FileExistsError: if `run_dir` holds a run and `resume` is None.
+        FileExistsError: if `run_dir` holds a run and `resume` is neither "auto" nor a checkpoint of that run.
         ValueError: if the checkpoint does not fit, or was trained with other settings (see `resuming`); if another
             process is at work in `run_dir`.
         Stopped: on SIGTERM, SIGUSR1 or Ctrl-C, in training after a checkpoint; see `signals.StopOnSignal`.
@@ -294,9 +294,12 @@ def _resume_from(run: Run, resume: str | Path | None, settings: Mapping[str, Any
     path = Path(given) if given not in (None, "auto") else None
     # Only the first process looks: the others start when it has written its record already.
     taken = run.lightning.is_global_zero and (run.run_dir / "result.json").exists()
-    if path is None and resume is None and taken:
+    own = path is not None and resuming.run_of(path) == run.run_dir.resolve()
+    if taken and resume != "auto" and not own:
+        of_another = "" if path is None else f", and {path} is not of it"
         raise FileExistsError(
-            f"run_dir={run.run_dir} holds a run already; choose another run_dir, or go on with it: resume=auto"
+            f"run_dir={run.run_dir} holds a run already{of_another}; choose another run_dir, or go on with it: "
+            "resume=auto"
         )
     if path is None:
         return None, 0

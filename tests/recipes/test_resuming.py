@@ -72,6 +72,18 @@ def test_what_may_change_is_noted(trained, tmp_path) -> None:
     assert "resumed" not in trained("b")
 
 
+def test_a_checkpoint_of_another_run_does_not_replace_a_run(trained, tmp_path) -> None:
+    trained("a")
+    trained("b")
+    checkpoint = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    before = (tmp_path / "b" / "result.json").read_bytes()
+    with pytest.raises(FileExistsError, match=r"/b holds a run already, and .*/a/.*last\.ckpt is not of it"):
+        trained("b", "trainer.max_steps=2", resume=checkpoint)
+    assert (tmp_path / "b" / "result.json").read_bytes() == before
+    assert trained("a", "trainer.max_steps=2", resume=checkpoint)["steps"] == 2
+    assert trained("c", "trainer.max_steps=3", resume=checkpoint)["steps"] == 3
+
+
 def hold_in_a_child(path: Path) -> int:
     """Lock a file in a process of its own, which ends only by a kill; returns its number."""
     ready, done = os.pipe()

@@ -26,6 +26,10 @@ ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 ERROR_NAMES = ("MisconfigurationException", "OutOfMemoryError")
 # What torch.distributed says when another process is gone.
 PEER_LOST = re.compile("Connection (closed|reset) by peer|remote process exited|communicator was aborted")
+# What torch says of a loader process that the system ended; one that crashed is a defect.
+WORKER_LOST = re.compile(
+    r"DataLoader worker \(pid.*\) (exited unexpectedly(?! with)|is killed by signal: (Killed|Bus error))"
+)
 RUN_DIR = "DEEPLAB_RUN_DIR"  # how the first process of a node tells the others where the run goes
 MULTIRUN = ("-m", "--multirun")
 SWEEPS: list[Path] = []  # the folder of the sweep that this command began, if any: see `SweepReport`
@@ -331,11 +335,26 @@ def _rank() -> str:
 
 
 def _is_users(error: BaseException) -> bool:
-    return isinstance(error, ERRORS) or type(error).__name__ in ERROR_NAMES
+    return isinstance(error, ERRORS) or type(error).__name__ in ERROR_NAMES or _lost_worker(error) is not None
+
+
+def _lost_worker(error: BaseException) -> str | None:
+    """Return what to do where a loader process was ended from outside, most often for want of memory."""
+    if not isinstance(error, RuntimeError):
+        return None
+    reason = error.__cause__ if "DataLoader worker" in str(error.__cause__) else error
+    found = WORKER_LOST.search(str(reason))
+    if found is None:
+        return None
+    if found[2] == "Bus error":
+        advice = "shared memory (/dev/shm) is full: give it more (docker run --shm-size=8g)"
+    else:
+        advice = "most often because memory ran out: give the run more"
+    return f"{found[0]}, {advice}, or set a lower data.workers; go on with run_dir=... resume=auto"
 
 
 def _message(error: BaseException) -> str:
-    text = str(error).strip()
+    text = _lost_worker(error) or str(error).strip()
     if text.startswith("Caught "):  # a loader process failed: torch quotes its whole traceback
         text = text.splitlines()[-1].partition(": ")[2]
     return f"{text}\n(HYDRA_FULL_ERROR=1 shows where it happened)"

@@ -95,8 +95,9 @@ def _trial(settings: DictConfig) -> float | None:
     _refuse_sweep(settings, folder / NOTE)
     note = {"number": number, "overrides": overrides, "run_dir": os.path.abspath(settings.run_dir or folder)}
     write_json(folder / NOTE, note)
-    given = {word.lower() for word in sys.argv}  # Hydra writes false as False
-    chosen = [o for o in overrides if o.lower() not in given and not o.startswith(("sweep.", "trial."))]
+    given = {word.lower() for word in sys.argv}  # Hydra writes false as False, and ~a as ~a=null
+    words = [o.removesuffix("=null") if o.startswith("~") else o for o in overrides]
+    chosen = [word for word in words if word.lower() not in given and not word.startswith(("sweep.", "trial."))]
     print(f"trial {number}: {' '.join(chosen)}", file=sys.stderr)
     try:
         return train(settings)

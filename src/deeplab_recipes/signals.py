@@ -30,14 +30,15 @@ class StopOnSignal(pl.Callback):
     Args:
         save: writes the checkpoint.
         every: steps between the questions.
+        how: to go on, for the message; None where the run's own directory says it.
 
     Raises:
         Stopped: in training. The first process carries the exit code, REQUEUE or INTERRUPTED, the others 0: a launcher
             that sees a process fail kills the rest.
     """
 
-    def __init__(self, save: Callable[[pl.Trainer], None], *, every: int = 20) -> None:
-        self.save, self.every = save, every
+    def __init__(self, save: Callable[[pl.Trainer], None], *, every: int = 20, how: str | None = None) -> None:
+        self.save, self.every, self.how = save, every, how
         self.received: int | None = None
         self.saved_step = -1
 
@@ -114,7 +115,8 @@ class StopOnSignal(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer) -> NoReturn:
         name = signal.Signals(self.received or signal.SIGTERM).name
-        message = f"{name} after step {trainer.global_step}; go on with run_dir={trainer.default_root_dir} resume=auto"
+        how = self.how or f"go on with run_dir={trainer.default_root_dir} resume=auto"
+        message = f"{name} after step {trainer.global_step}; {how}"
         if not trainer.is_global_zero:
             raise Stopped(0, message)
         print(f"stopped: {message}", file=sys.stderr)

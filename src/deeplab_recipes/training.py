@@ -109,7 +109,9 @@ class Run:
             every=self.trainer.log_every,
             progress=self.trainer.progress,
         )
-        self.stopper = StopOnSignal(self.checkpoints.save, every=self.trainer.log_every)
+        # A search begins a stopped trial anew.
+        how = "the same search again goes on" if self.trial else None
+        self.stopper = StopOnSignal(self.checkpoints.save, every=self.trainer.log_every, how=how)
         self.lightning = self._build_trainer()
         self.network = self._build_network()
 
@@ -279,7 +281,8 @@ def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
         except NonFiniteError as error:
             raise FloatingPointError(_explain(run, error)) from None
         except SIGTERMException:  # in that last evaluation, where `StopOnSignal` has no part
-            message = f"SIGTERM before the last evaluation; go on with run_dir={run.run_dir} resume=auto"
+            how = run.stopper.how or f"go on with run_dir={run.run_dir} resume=auto"
+            message = f"SIGTERM before the last evaluation; {how}"
             raise Stopped(REQUEUE if trainer.is_global_zero else 0, message) from None
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning hides behind exit code 1

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import optuna
 
 QUESTION = "question"  # the study's own note of what it searches
+ENDED = ("finished", "pruned", "failed")  # by themselves
 AGAIN = "again"  # a trial's note: the number of the killed one that it repeats
 
 
@@ -117,15 +118,25 @@ def open_study(settings: StudySettings, question: Sequence[str]) -> "optuna.Stud
     return study
 
 
-def repeat_killed(study: "optuna.Study") -> list[int]:
-    """Mark trials that a kill left running as failed, and put their values in line again; returns their numbers."""
+def repeat_killed(study: "optuna.Study", trials: Sequence[Trial]) -> list[int]:
+    """Mark trials that a kill left running as failed, and put their values in line again; returns their numbers.
+
+    Args:
+        study: whose trials.
+        trials: what lies in the sweep's folder; those that came to an end before the study heard of it are told now.
+    """
     from optuna.trial import TrialState
 
-    killed = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-    for trial in killed:
+    ended = {trial.number: trial for trial in trials if trial.status in ENDED}
+    killed = []
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if trial.number in ended:
+            tell(study, trial.number, ended[trial.number])
+            continue
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
-    return [trial.number for trial in killed]
+        killed.append(trial.number)
+    return killed
 
 
 def count_done(study: "optuna.Study") -> int:

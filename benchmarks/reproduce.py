@@ -31,6 +31,7 @@ from deeplab_recipes import config
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLE = REPOSITORY / "recipes" / "README.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
+SEEDS = "17,18,19"
 CONFIDENCE = 0.95
 COLUMN = "reproduced"  # of the table
 OWN = ("seed", "run_dir", "resume")  # settings that this script gives each command
@@ -129,9 +130,24 @@ def require_asked(folder: Path, asked: Settings) -> None:
         raise ValueError(f"{folder} holds a run with other settings ({listed(changes)}): choose another --runs")
 
 
-def status(folder: Path) -> str | None:
+def read_result(folder: Path) -> Settings | None:
+    """Read a run's record, or return None where there is none.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
     path = folder / "result.json"
-    return json.loads(path.read_text())["status"] if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): it was cut or edited; take the run out, or train it anew"
+        ) from None
+
+
+def status(folder: Path) -> str | None:
+    result = read_result(folder)
+    return result["status"] if result is not None else None
 
 
 def read_run(folder: Path) -> Run:
@@ -145,8 +161,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{folder} holds no run: there is no result.json in it")
     if found != "finished":
         raise ValueError(f"the run in {folder} has not finished ({found}): go on with it by resume=auto")
-    result = json.loads((folder / "result.json").read_text())
-    return Run(folder, result, yaml.safe_load((folder / "config.yaml").read_text()))
+    return Run(folder, read_result(folder), yaml.safe_load((folder / "config.yaml").read_text()))
 
 
 def differences(one: Settings, other: Settings, also: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
@@ -226,6 +241,7 @@ def report(recipe: str, runs: Sequence[Run]) -> str:
             *(seed_row(run) for run in runs),
             *summary_rows(runs),
             "",
+            *commit_lines(runs),
             published_line(runs[0]),
             *deviation_lines(runs),
         ]
@@ -234,9 +250,31 @@ def report(recipe: str, runs: Sequence[Run]) -> str:
 
 def command(recipe: str, run: Run) -> str:
     """Return what such a run is made with, after its settings."""
-    changes = differences(composed(recipe), run.settings, also=ASKED)
-    words = [assignment(key, now) for key, (_, now) in changes.items()]
-    return " ".join(["python train.py", f"+recipe={recipe}", *words, "seed=N"])
+    groups = swapped_groups(recipe, run.settings)
+    base = composed(recipe, groups)
+    changes, known = differences(base, run.settings, also=ASKED), config.leaves(base)
+    words = [("" if key in known else "+") + assignment(key, now) for key, (_, now) in changes.items()]
+    return " ".join(["python train.py", f"+recipe={recipe}", *groups, *words, "seed=N"])
+
+
+def swapped_groups(recipe: str, settings: Settings) -> list[str]:
+    """Return the choices, as schedule=cosine, where a section is built by something else than the recipe's."""
+    targets = [key for key in differences(composed(recipe), settings) if key.endswith("._target_")]
+    sections = dict.fromkeys(key.split(".")[0] for key in targets)
+    return [closest_choice(recipe, section, settings) for section in sections if choices(section)]
+
+
+def closest_choice(recipe: str, section: str, settings: Settings) -> str:
+    """Return the group's choice from which the fewest settings differ."""
+
+    def distance(choice: str) -> int:
+        return len(differences({section: composed(recipe, [choice])[section]}, {section: settings[section]}))
+
+    return min((f"{section}={name}" for name in choices(section)), key=distance)
+
+
+def choices(section: str) -> list[str]:
+    return sorted(path.stem for path in (config.yamls_folder() / section).glob("*.yaml"))
 
 
 def assignment(key: str, value: Any) -> str:
@@ -296,6 +334,17 @@ def published_line(run: Run) -> str:
     published = run.result["published"]
     where = [f"{published[key]}{unit}" for key, unit in (("hardware", ""), ("hours", " h")) if published[key]]
     return f"Published: {', '.join([published['source'], *where])}."
+
+
+def commit_lines(runs: Sequence[Run]) -> list[str]:
+    """Say so where not all was trained by the same program; a resumed run may itself be of several commits."""
+    earlier = [
+        s["until_then"]["commit"] for r in runs for s in r.result.get("resumed", ()) if "commit" in s["until_then"]
+    ]
+    if len({run.commit() for run in runs} | {commit[:10] if commit else "unknown" for commit in earlier}) == 1:
+        return []
+    resumed = f", and were resumed from {', '.join(sorted({str(c)[:10] for c in earlier}))}" if earlier else ""
+    return [f"The runs are of different commits{resumed}.", ""]
 
 
 def deviation_lines(runs: Sequence[Run]) -> list[str]:
@@ -391,8 +440,10 @@ def write(recipe: str, runs: Sequence[Run], text: str, *, table: Path = TABLE, r
     """Write the results file and the row that leads to it; returns the file."""
     before = table.read_text()
     words = qualifiers(composed(recipe), runs[0].settings, row_of(before, recipe)[2][-2])
-    # Runs with other settings have a file of their own: the row may lead to both.
-    name = re.sub(r"\W+", "_", "_".join([f"reproduce_{recipe}", *words])).strip("_")
+    # Runs with other settings or seeds have a file of their own: the row may lead to both.
+    taken = sorted(run.result["seed"] for run in runs)
+    others = [] if taken == seeds(SEEDS) else [f"seed{'s' * (len(taken) > 1)}", *map(str, taken)]
+    name = re.sub(r"\W+", "_", "_".join([f"reproduce_{recipe}", *words, *others])).strip("_")
     file = results / f"{date.today()}_{name}.md"
     new = entry(runs, words, f"../benchmarks/results/{file.name}")
     table.write_text(with_row(before, recipe, lambda cell: merged(cell, new)))
@@ -406,7 +457,7 @@ def write(recipe: str, runs: Sequence[Run], text: str, *, table: Path = TABLE, r
 def parse(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", metavar="RECIPE")
-    parser.add_argument("--seeds", default="17,18,19")
+    parser.add_argument("--seeds", default=SEEDS)
     parser.add_argument("--read", nargs="+", type=Path, default=[], metavar="RUN_DIR")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="default: runs/reproduce/RECIPE")
     parser.add_argument("--write", action="store_true")
@@ -421,9 +472,10 @@ def seeds(text: str) -> list[int]:
         ValueError: if it is no list of different whole numbers.
     """
     words = text.split(",")
-    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
-        raise ValueError(f"--seeds is {text!r}; it takes different whole numbers, like 17,18,19")
-    return [int(word) for word in words]
+    found = {int(word): None for word in words if word.isdecimal()}
+    if len(found) < len(words):
+        raise ValueError(f"--seeds is {text!r}; it takes different whole numbers, like {SEEDS}")
+    return list(found)
 
 
 def require_overrides(overrides: Sequence[str], *, reading: bool) -> None:

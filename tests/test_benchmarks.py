@@ -159,7 +159,7 @@ def test_a_shorter_schedule_stands_beside_the_number(finished, places):
         file = reproduce.write("camvid_mobilenet_v2", runs, "", **places)
         new = f"[{miou + 17.5:.2f} ± 0.71](../benchmarks/results/{file.name}) (2 seeds, 8 of 22 epochs)"
         assert cell(places["table"], "camvid_mobilenet_v2").split("; ") == [before, new]
-        assert file.name.endswith("_reproduce_camvid_mobilenet_v2_8_of_22_epochs.md")
+        assert file.name.endswith("_reproduce_camvid_mobilenet_v2_8_of_22_epochs_seeds_17_18.md")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +251,41 @@ def test_another_protocol_than_the_published_is_refused(finished):
     assert "by the protocol keep_ratio, the published number by square" in message
 
 
+def test_a_record_that_was_cut_is_named(finished):
+    path = finished(17) / "result.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(ValueError, match=f"{path} cannot be read"):
+        reproduce.read_run(path.parent)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["schedule=cosine"], ["schedule=cosine", "schedule.alpha_f=0.5"], ["optimizer=adamw", "optimizer.lr=0.003"]],
+)
+def test_the_printed_command_makes_such_a_run(overrides, finished):
+    run = reproduce.read_run(finished(17, *overrides))
+    program, recipe, *words = reproduce.command("quickstart", run).removesuffix(" seed=N").split(" ", 3)[1:]
+    assert (program, recipe) == ("train.py", "+recipe=quickstart")
+    assert words[0].split() == overrides
+    assert reproduce.differences(reproduce.composed("quickstart", words[0].split()), run.settings) == {}
+
+
+def test_runs_of_different_commits_are_told(finished):
+    runs = [reproduce.read_run(finished(17)), reproduce.read_run(finished(18, commit="fedcba9876543210"))]
+    assert "The runs are of different commits." in reproduce.report("quickstart", runs)
+    assert "different commits" not in reproduce.report("quickstart", runs[:1])
+    resumed = [{"step": 3, "until_then": {"commit": "fedcba9876543210"}, "changes": {}}]
+    runs[1] = reproduce.read_run(finished(18, resumed=resumed))
+    assert "different commits, and were resumed from fedcba9876." in reproduce.report("quickstart", runs)
+
+
+def test_other_seeds_have_a_file_of_their_own(runs, finished, places):
+    first = reproduce.write("quickstart", runs, "", **places)
+    other = [reproduce.read_run(finished(seed)) for seed in (4, 3)]
+    assert reproduce.write("quickstart", other, "", **places).name.endswith("_reproduce_quickstart_seeds_3_4.md")
+    assert first.exists()
+
+
 def test_unfinished_runs_are_refused(finished, tmp_path):
     with pytest.raises(ValueError, match="has not finished \\(stopped: KeyboardInterrupt\\)"):
         reproduce.read_run(finished(17, status="stopped: KeyboardInterrupt"))
@@ -258,7 +293,7 @@ def test_unfinished_runs_are_refused(finished, tmp_path):
         reproduce.read_run(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "17,", "17,17", "a", "1.5", "-1"])
+@pytest.mark.parametrize("text", ["", "17,", "17,17", "1,01", "a", "1.5", "-1"])
 def test_seeds_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="different whole numbers"):
         reproduce.seeds(text)

@@ -96,5 +96,33 @@ def test_process_that_lost_another_says_so(words: str, capsys: pytest.CaptureFix
     assert f"error: {words}" in capsys.readouterr().err  # it may be the network after all
 
 
+@pytest.mark.parametrize(
+    ("message", "cause", "words"),
+    [
+        ("DataLoader worker (pid 12) is killed by signal: Killed. ", None, "most often because memory ran out"),
+        ("DataLoader worker (pid(s) 12, 13) exited unexpectedly", None, "set a lower data.workers; go on with run_dir"),
+        ("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible", None, "--shm-size"),
+        ("DataLoader worker (pid(s) 1) exited unexpectedly", "DataLoader worker (pid 1) is killed by signal: Bus error",
+         "--shm-size"),
+    ],
+)  # fmt: skip
+def test_loader_process_that_the_system_ended(
+    message: str, cause: str | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = RuntimeError(message)
+    error.__cause__ = RuntimeError(cause) if cause else None
+    with pytest.raises(SystemExit) as stop:
+        report_errors(lambda: failing(error))
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_loader_process_that_crashed_is_a_defect() -> None:
+    error = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
+    error.__cause__ = RuntimeError("DataLoader worker (pid 12) is killed by signal: Segmentation fault. ")
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        report_errors(lambda: failing(error))
+
+
 def failing(error: Exception) -> None:
     raise error

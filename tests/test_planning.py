@@ -327,6 +327,31 @@ def test_torchrun_says_how_many_devices(monkeypatch, tmp_path):
     assert built_trainer(tmp_path).world_size == 1
 
 
+def started_by_srun(monkeypatch, tasks):
+    given = {"SLURM_NTASKS": tasks, "SLURM_NTASKS_PER_NODE": tasks, "SLURM_JOB_NAME": "deeplab", "SLURM_PROCID": 0}
+    for name, value in {**given, "SLURM_LOCALID": 0, "SLURM_NODEID": 0}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_srun_says_how_many_devices(monkeypatch, tmp_path):
+    """As torchrun; one task with two devices would wait for a second one for ever."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    started_by_srun(monkeypatch, 2)
+    assert built_trainer(tmp_path).world_size == 2
+    assert built_trainer(tmp_path, devices=2).world_size == 2
+    with pytest.raises(ValueError, match=r"2 processes were started, but trainer\.devices=1 on"):
+        built_trainer(tmp_path, devices=1)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(ValueError, match=r"SLURM started 2 tasks .* --ntasks-per-node=N, not --ntasks=N"):
+        built_trainer(tmp_path)
+    started_by_srun(monkeypatch, 1)
+    assert built_trainer(tmp_path).world_size == 1
+    with pytest.raises(ValueError, match="1 processes were started"):
+        built_trainer(tmp_path, devices=2)
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    assert built_trainer(tmp_path, devices=2).world_size == 2
+
+
 def test_steps_alone_end_a_run(tmp_path):
     trainer = built_trainer(tmp_path, max_epochs=3, max_steps=15)
     assert (trainer.max_epochs, trainer.max_steps) == (-1, 15)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from PIL import Image
 from deeplab_recipes import config
 from deeplab_recipes.cli import main
 from deeplab_recipes.data.sources import DrawnScenes
+from deeplab_recipes.reporting import Reporter
 from deeplab_recipes.sweeping import StudySettings, read_trials, report, study, write_report
 from deeplab_recipes.sweeping.pruning import falls_behind, open_trial
 from deeplab_recipes.sweeping.report import Trial
@@ -155,6 +158,39 @@ def test_search_goes_on_and_repeats_what_was_killed(train: Command, tmp_path: Pa
     assert "trial " not in answer.err
 
 
+def test_stopped_search_keeps_what_had_finished(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two trials that were begun together the second is stopped before the study heard of the first."""
+    step, begun = Reporter.on_train_batch_end, []
+
+    def signal_in_the_second(self: Reporter, *arguments: object) -> None:
+        step(self, *arguments)
+        begun.append(1)
+        if len(begun) == 3:  # trials have two steps
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Reporter, "on_train_batch_end", signal_in_the_second)
+    together = [*SEARCH, "sweep.n_jobs=2", "sweep.n_trials=2"]
+    answer = train(*together)
+    assert answer.code == 75
+    assert "stopped: SIGTERM after step 1; the same search again goes on" in answer.err
+    assert [t.status for t in read_trials(tmp_path / "sweep")] == ["finished", "stopped"]
+    assert train(*together).code == 0
+    made = optuna.load_study(study_name="s", storage=study.open_storage("s.journal"))
+    assert [t.state.name for t in made.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert made.trials[0].value == read_trials(tmp_path / "sweep")[0].last
+    assert made.trials[2].params == made.trials[1].params
+
+
+def test_heading_of_a_trial_names_only_what_was_swept(train: Command) -> None:
+    answer = train("-m", "~logger", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert [line for line in answer.err.splitlines() if line.startswith("trial ")] == [
+        "trial 0: seed=1",
+        "trial 1: seed=2",
+    ]
+
+
 def study_with_good_trials(storage: str) -> optuna.Study:
     made = optuna.create_study(study_name="s", storage=study.open_storage(storage), direction="maximize")
     for _ in range(2):
@@ -207,7 +243,7 @@ def settings_of(storage: Path) -> StudySettings:
 def search(settings: StudySettings, count: int, *, kill: bool = False) -> list[float]:
     """Ask and tell as the sweeper does, until `count` trials are done; returns the values tried."""
     opened = study.open_study(settings, ["x"])
-    study.repeat_killed(opened)
+    study.repeat_killed(opened, [])
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     while study.count_done(opened) < count:
         trial = study.ask(opened, settings, space)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from deeplab_recipes import config
+from deeplab_recipes.notices import ending_on_notice, rank
 
 # MisconfigurationException is Lightning's, OutOfMemoryError torch's; by name, since neither is imported here.
 ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 ERROR_NAMES = ("MisconfigurationException", "OutOfMemoryError")
 # What torch.distributed says when another process is gone.
 PEER_LOST = re.compile("Connection (closed|reset) by peer|remote process exited|communicator was aborted")
+# What torch says of a loader process that the system ended; one that crashed is a defect.
+WORKER_LOST = re.compile(
+    r"DataLoader worker \(pid.*\) (exited unexpectedly(?! with)|is killed by signal: (Killed|Bus error))"
+)
 RUN_DIR = "DEEPLAB_RUN_DIR"  # how the first process of a node tells the others where the run goes
 MULTIRUN = ("-m", "--multirun")
 SWEEPS: list[Path] = []  # the folder of the sweep that this command began, if any: see `SweepReport`
@@ -37,6 +42,11 @@ def main(verb: str | None = None) -> None:
         if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
             sys.exit(_usage(sys.argv[1:2]))
         verb = sys.argv.pop(1)
+    with ending_on_notice() if verb == "train" else nullcontext():
+        _run(verb, command)
+
+
+def _run(verb: str, command: list[str]) -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra takes -m at the start only
     folder = str(config.yamls_folder())
     _refuse_typos(folder, verb, sys.argv[1:])
@@ -85,8 +95,9 @@ def _trial(settings: DictConfig) -> float | None:
     _refuse_sweep(settings, folder / NOTE)
     note = {"number": number, "overrides": overrides, "run_dir": os.path.abspath(settings.run_dir or folder)}
     write_json(folder / NOTE, note)
-    given = {word.lower() for word in sys.argv}  # Hydra writes false as False
-    chosen = [o for o in overrides if o.lower() not in given and not o.startswith(("sweep.", "trial."))]
+    given = {word.lower() for word in sys.argv}  # Hydra writes false as False, and ~a as ~a=null
+    words = [o.removesuffix("=null") if o.startswith("~") else o for o in overrides]
+    chosen = [word for word in words if word.lower() not in given and not word.startswith(("sweep.", "trial."))]
     print(f"trial {number}: {' '.join(chosen)}", file=sys.stderr)
     try:
         return train(settings)
@@ -369,16 +380,30 @@ def report_errors(action: Callable[[], Any]) -> Any:
 
 def _rank() -> str:
     """Name this process where there are several."""
-    rank = next((os.environ[key] for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if key in os.environ), None)
-    return "" if rank is None else f"[rank {rank}] "
+    return "" if rank() is None else f"[rank {rank()}] "
 
 
 def _is_users(error: BaseException) -> bool:
-    return isinstance(error, ERRORS) or type(error).__name__ in ERROR_NAMES
+    return isinstance(error, ERRORS) or type(error).__name__ in ERROR_NAMES or _lost_worker(error) is not None
+
+
+def _lost_worker(error: BaseException) -> str | None:
+    """Return what to do where a loader process was ended from outside, most often for want of memory."""
+    if not isinstance(error, RuntimeError):
+        return None
+    reason = error.__cause__ if "DataLoader worker" in str(error.__cause__) else error
+    found = WORKER_LOST.search(str(reason))
+    if found is None:
+        return None
+    if found[2] == "Bus error":
+        advice = "shared memory (/dev/shm) is full: give it more (docker run --shm-size=8g)"
+    else:
+        advice = "most often because memory ran out: give the run more"
+    return f"{found[0]}, {advice}, or set a lower data.workers; go on with run_dir=... resume=auto"
 
 
 def _message(error: BaseException) -> str:
-    text = str(error).strip()
+    text = _lost_worker(error) or str(error).strip()
     if text.startswith("Caught "):  # a loader process failed: torch quotes its whole traceback
         text = text.splitlines()[-1].partition(": ")[2]
     return f"{text}\n(HYDRA_FULL_ERROR=1 shows where it happened)"

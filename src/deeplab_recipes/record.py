@@ -81,9 +81,14 @@ def sha256(path: str | Path) -> str:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON whole or not at all; what is not finite (NaN: a class does not occur) becomes null."""
+    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(_finite(content), indent=2) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 

@@ -46,6 +46,7 @@ class Reporter(pl.Callback):
         self.seconds = 0.0
         self.rates: list[float] = []
         self._earlier_rates: list[float] = []
+        self._evaluated = -1  # the step whose mean IoU metrics.csv has since before the run was resumed
         self._window = self._printed = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,7 +81,9 @@ class Reporter(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print one line, and go on timing."""
         miou = pl_module.evaluation["miou"]
-        self._write(trainer, {"miou": miou})
+        # The last evaluation is repeated where a kill came before the record was written.
+        if trainer.state.fn != "validate" or trainer.global_step != self._evaluated:
+            self._write(trainer, {"miou": miou})
         self._say(trainer, f"{_place(trainer)}  mIoU {miou:.2f}", force=True)
         self._window = time.perf_counter()
 
@@ -117,6 +120,7 @@ class Reporter(pl.Callback):
             return
         rows = _keep_rows(self.csv_path, step)
         self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
+        self._evaluated = max((int(row["step"]) for row in rows if row["miou"]), default=-1)
         self._earlier_rates = [float(rate) for row in rows if (rate := row["images_per_second"])]
 
     def _collected(self, trainer: pl.Trainer) -> tuple[list[str], Tensor]:

@@ -6,31 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later
+from deeplab_recipes.notices import FROM_CLUSTERS, REQUEUE, Stopped, handled
+
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 GRACE_SECONDS = 3.0  # in which the others may fail by themselves and say why
-NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-class Stopped(SystemExit):
-    """A run that was asked to stop and saved where it is.
-
-    Args:
-        code: exit code of the process.
-        message: what happened, and how to go on.
-    """
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(code)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+NOTICES = (*FROM_CLUSTERS, signal.SIGINT)
 
 
 class StopOnSignal(pl.Callback):
@@ -44,16 +30,21 @@ class StopOnSignal(pl.Callback):
     Args:
         save: writes the checkpoint.
         every: steps between the questions.
+        how: to go on, for the message; None where the run's own directory says it.
 
     Raises:
         Stopped: in training. The first process carries the exit code, REQUEUE or INTERRUPTED, the others 0: a launcher
             that sees a process fail kills the rest.
     """
 
-    def __init__(self, save: Callable[[pl.Trainer], None], *, every: int = 20) -> None:
-        self.save, self.every = save, every
+    def __init__(self, save: Callable[[pl.Trainer], None], *, every: int = 20, how: str | None = None) -> None:
+        self.save, self.every, self.how = save, every, how
         self.received: int | None = None
         self.saved_step = -1
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Note what comes before Lightning's loops begin and after they end; put this around them."""
+        return handled(FROM_CLUSTERS, self._note)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over from Lightning, which puts back at the end what was there before it."""
@@ -124,7 +115,8 @@ class StopOnSignal(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer) -> NoReturn:
         name = signal.Signals(self.received or signal.SIGTERM).name
-        message = f"{name} after step {trainer.global_step}; go on with run_dir={trainer.default_root_dir} resume=auto"
+        how = self.how or f"go on with run_dir={trainer.default_root_dir} resume=auto"
+        message = f"{name} after step {trainer.global_step}; {how}"
         if not trainer.is_global_zero:
             raise Stopped(0, message)
         print(f"stopped: {message}", file=sys.stderr)

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from deeplab_recipes.checkpoints import AtomicCheckpointIO
 
@@ -83,8 +85,8 @@ class TrainerSettings:
 
     def world_size(self) -> int:
         """Return the number of devices over all machines."""
-        if "WORLD_SIZE" in os.environ:  # torchrun or SLURM started the processes
-            return int(os.environ["WORLD_SIZE"])
+        if (started := _processes_started()) is not None:
+            return started
         if isinstance(self.devices, list):
             return len(self.devices) * self.num_nodes
         every = torch.cuda.device_count() if self.on_gpu() else 1
@@ -103,8 +105,13 @@ class TrainerSettings:
         """Return the Lightning trainer.
 
         Raises:
-            ValueError: if it would not join the processes that torchrun started.
+            ValueError: if it would not join the processes that torchrun or SLURM started.
         """
+        if _slurm_tasks() not in (None, 1) and "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise ValueError(
+                f"SLURM started {_slurm_tasks()} tasks without saying how many on each node: start them by "
+                "srun --ntasks-per-node=N, not --ntasks=N"
+            )
         trainer = pl.Trainer(
             # Steps alone: Lightning counts an epoch as done that max_steps cut, and a longer run would then end early.
             max_epochs=-1,
@@ -128,18 +135,34 @@ class TrainerSettings:
             num_sanity_val_steps=0,
             log_every_n_steps=1,  # `Reporter` decides when something is logged
         )
-        if trainer.world_size != self.world_size():
+        if (asked := trainer.num_devices * trainer.num_nodes) != self.world_size():
             raise ValueError(
                 f"{self.world_size()} processes were started, but trainer.devices={self.devices} on "
-                f"trainer.num_nodes={self.num_nodes} makes {trainer.world_size}: each would train by itself"
+                f"trainer.num_nodes={self.num_nodes} makes {asked}: each would train by itself, or wait "
+                "for others; start one for each device"
             )
         return trainer
 
     def _local_devices(self) -> int | str | list[int]:
-        """Return the devices of this machine; torchrun says how many processes it started, one for each."""
-        if self.devices in ("auto", -1) and "LOCAL_WORLD_SIZE" in os.environ:
+        """Return the devices of this machine; torchrun and SLURM say how many processes they started, one for each."""
+        if self.devices not in ("auto", -1):
+            return self.devices
+        if "LOCAL_WORLD_SIZE" in os.environ:
             return int(os.environ["LOCAL_WORLD_SIZE"])
-        return self.devices
+        tasks = _slurm_tasks() if "WORLD_SIZE" not in os.environ else None
+        return self.devices if tasks is None else max(1, tasks // self.num_nodes)
+
+
+def _processes_started() -> int | None:
+    """Return how many processes torchrun, SLURM or Lightning started for this run; None where this is the first."""
+    return int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else _slurm_tasks()
+
+
+def _slurm_tasks() -> int | None:
+    """Return the number of tasks where Lightning would take them for the run's processes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is an srun, which a run on one machine does not need
+        return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else None
 
 
 def _counts(value: object) -> bool:

@@ -5,7 +5,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from deeplab_recipes import planning, record
+from deeplab_recipes import locking, planning, record, resuming
 from deeplab_recipes.checkpoints import (
     FORMAT_VERSION,
     Checkpoints,
@@ -33,8 +33,9 @@ from deeplab_recipes.inference import load_predictor
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.module import ScheduleEnds, SegmentationModule
+from deeplab_recipes.notices import REQUEUE, Stopped, ending_on_notice
 from deeplab_recipes.reporting import Reporter, class_table, clock
-from deeplab_recipes.signals import REQUEUE, StopOnSignal, Stopped, end_launched_processes
+from deeplab_recipes.signals import StopOnSignal, end_launched_processes
 from deeplab_recipes.sweeping.pruning import PruneTrial
 from deeplab_recipes.trainer import TrainerSettings, keep_freed_memory
 
@@ -108,7 +109,9 @@ class Run:
             every=self.trainer.log_every,
             progress=self.trainer.progress,
         )
-        self.stopper = StopOnSignal(self.checkpoints.save, every=self.trainer.log_every)
+        # A search begins a stopped trial anew.
+        how = "the same search again goes on" if self.trial else None
+        self.stopper = StopOnSignal(self.checkpoints.save, every=self.trainer.log_every, how=how)
         self.lightning = self._build_trainer()
         self.network = self._build_network()
 
@@ -207,6 +210,7 @@ class Run:
         )
 
 
+@ending_on_notice()
 def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train, evaluate and record a run; returns what result.json holds.
 
@@ -216,16 +220,32 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         settings: the resolved settings, for the record.
 
     Raises:
-        FileExistsError: if `run_dir` holds a run and `resume` is None.
-        ValueError: if the checkpoint does not fit.
-        Stopped: on SIGTERM, SIGUSR1 or Ctrl-C, after a checkpoint; see `signals.StopOnSignal`.
+        FileExistsError: if `run_dir` holds a run and `resume` is neither "auto" nor a checkpoint of that run.
+        ValueError: if the checkpoint does not fit, or was trained with other settings (see `resuming`); if another
+            process is at work in `run_dir`.
+        Stopped: on SIGTERM, SIGUSR1 or Ctrl-C, in training after a checkpoint; see `signals.StopOnSignal`.
         FloatingPointError: when a loss is not finite; names the batch and the last good checkpoint.
         OSError: when a checkpoint cannot be written; the earlier one survives.
     """
-    checkpoint = _resume_from(run, resume)
-    module = run.module()
+    checkpoint, step = _resume_from(run, resume, settings)
     run.run_dir.mkdir(parents=True, exist_ok=True)
+    with _alone_in(run):
+        return _train(run, checkpoint, step, settings)
+
+
+def _alone_in(run: Run) -> AbstractContextManager[None]:
+    """Hold the run directory; the first process does so for all."""
+    if not run.lightning.is_global_zero:
+        return nullcontext()
+    refusal = f"{{holder}} is at work on the run in {run.run_dir}: wait for it, or choose another run_dir"
+    return locking.only_process(run.run_dir / ".running", refusal)
+
+
+def _train(run: Run, checkpoint: Path | None, step: int, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    module = run.module()
     result = _opening_record(run)
+    if checkpoint is not None and run.lightning.is_global_zero:
+        result["resumed"] = resuming.sessions(checkpoint, step, result, settings)
     _write_record(run, result, settings)
     for note in run.notes() if run.lightning.is_global_zero and run.trainer.progress else ():
         print(f"note: {note}", file=sys.stderr)
@@ -235,6 +255,9 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         keep_freed_memory()
     try:
         _fit(run, module, checkpoint)
+        result.update(_closing_record(run, module))
+        if run.lightning.is_global_zero and result["status"] == "finished":
+            _draw(run)
     except BaseException as error:
         with suppress(OSError):  # on a full disk this fails too, and must not hide why
             reason = str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
@@ -242,18 +265,15 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         if not isinstance(error, Stopped):
             end_launched_processes(run.lightning)
         raise
-    result.update(_closing_record(run, module))
-    _write_record(run, result)
+    _write_record(run, result)  # not before the pictures: a finished run has nothing left to do
     if run.lightning.is_global_zero:
-        if result["status"] == "finished":
-            _draw(run)
         _report(run, result)
     return result
 
 
 def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
     trainer = run.lightning
-    with quiet():
+    with quiet(), run.stopper.listening():
         try:
             trainer.fit(module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
             if run.checkpoints.evaluated_step != trainer.global_step:
@@ -261,7 +281,8 @@ def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
         except NonFiniteError as error:
             raise FloatingPointError(_explain(run, error)) from None
         except SIGTERMException:  # in that last evaluation, where `StopOnSignal` has no part
-            message = f"SIGTERM before the last evaluation; go on with run_dir={run.run_dir} resume=auto"
+            how = run.stopper.how or f"go on with run_dir={run.run_dir} resume=auto"
+            message = f"SIGTERM before the last evaluation; {how}"
             raise Stopped(REQUEUE if trainer.is_global_zero else 0, message) from None
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning hides behind exit code 1
@@ -269,29 +290,35 @@ def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
             raise
 
 
-def _resume_from(run: Run, resume: str | Path | None) -> Path | None:
-    """Return the checkpoint to go on from, after a look inside; refuse to write over another run."""
+def _resume_from(run: Run, resume: str | Path | None, settings: Mapping[str, Any] | None) -> tuple[Path | None, int]:
+    """Return the checkpoint to go on from, and its step, after a look inside; refuse to write over another run."""
     newest = run.checkpoints.last
     given = newest if resume == "auto" and newest.exists() else resume
     path = Path(given) if given not in (None, "auto") else None
     # Only the first process looks: the others start when it has written its record already.
     taken = run.lightning.is_global_zero and (run.run_dir / "result.json").exists()
-    if path is None and resume is None and taken:
+    own = path is not None and resuming.run_of(path) == run.run_dir.resolve()
+    if taken and resume != "auto" and not own:
+        of_another = "" if path is None else f", and {path} is not of it"
         raise FileExistsError(
-            f"run_dir={run.run_dir} holds a run already; choose another run_dir, or go on with it: resume=auto"
+            f"run_dir={run.run_dir} holds a run already{of_another}; choose another run_dir, or go on with it: "
+            "resume=auto"
         )
-    if path is not None:
-        content = load_checkpoint(path)
-        require_same_task(path, content["deeplab"], run.card())
-        require_same_training(path, content["deeplab"], run.card())
-        # A run that was killed between its last step and its record still has that to do.
-        elsewhere = path.resolve() != newest.resolve()
-        if content["global_step"] >= run.steps and (elsewhere or _is_finished(run.run_dir)):
-            raise ValueError(
-                f"{path} has done {content['global_step']} steps and this run is to have {run.steps}: nothing is left "
-                "to do; raise trainer.max_epochs or trainer.max_steps"
-            )
-    return path
+    if path is None:
+        return None, 0
+    content = load_checkpoint(path)
+    require_same_task(path, content["deeplab"], run.card())
+    require_same_training(path, content["deeplab"], run.card())
+    if settings is not None and run.lightning.is_global_zero:
+        resuming.require_same_settings(path, settings)
+    # A run that was killed between its last step and its record still has that to do.
+    elsewhere = path.resolve() != newest.resolve()
+    if content["global_step"] >= run.steps and (elsewhere or _is_finished(run.run_dir)):
+        raise ValueError(
+            f"{path} has done {content['global_step']} steps and this run is to have {run.steps}: nothing is left "
+            "to do; raise trainer.max_epochs or trainer.max_steps"
+        )
+    return path, content["global_step"]
 
 
 def _is_finished(run_dir: Path) -> bool:
@@ -364,7 +391,7 @@ def _write_record(run: Run, result: Mapping[str, Any], settings: Mapping[str, An
         return
     record.write_json(run.run_dir / "result.json", result)
     if settings is not None:
-        (run.run_dir / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+        record.write_text(run.run_dir / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
 
 
 def _draw(run: Run) -> None:

@@ -73,8 +73,9 @@ class OptunaSweeper(Sweeper):
         fixed, space = search_space(arguments)
         with study.only_process(settings.storage):
             opened = study.open_study(settings, _question(fixed, space))
-            study.refuse_foreign_trials(opened, read_trials(self._folder()), self._folder())
-            study.repeat_killed(opened)
+            trials = read_trials(self._folder())
+            study.refuse_foreign_trials(opened, trials, self._folder())
+            study.repeat_killed(opened, trials)
             cli.SWEEPS.append(self._folder())
             while (left := settings.n_trials - study.count_done(opened)) > 0:
                 trials = [study.ask(opened, settings, space) for _ in range(min(left, settings.n_jobs))]

@@ -261,3 +261,14 @@ def test_keep_ratio_evaluation_leaves_labels_alone(make_photograph, make_patches
     sample = EvaluationTransform("keep_ratio", (200, 64))(image, labels)
     assert np.array_equal(sample["image"], mmcv.imrescale(image, (200, 64)))
     assert np.array_equal(sample["label"], labels)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((10, 200), (33, 64)), ((200, 10), (64, 33)), ((96, 128), (48, 64)), ((20, 30), (43, 64))]
+)
+def test_no_image_is_too_flat_to_be_evaluated(source, target):
+    """(64, 48) keeps the aspect unless a side would be smaller than what the models take."""
+    image, labels = np.zeros((*source, 3), np.uint8), np.zeros(source, np.uint8)
+    sample = EvaluationTransform("keep_ratio", (64, 48))(image, labels)
+    assert sample["image"].shape[:2] == target
+    assert sample["label"].shape == source

@@ -74,7 +74,7 @@ def photograph(height: int, width: int) -> np.ndarray:
     return blocks.repeat(8, 0).repeat(8, 1)[:height, :width]
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 40), (41, 57), (33, 100), (127, 35), (17, 23)])
+@pytest.mark.parametrize(("height", "width"), [(48, 40), (41, 57), (33, 100), (127, 35), (17, 23), (9, 200)])
 def test_labels_have_the_size_of_the_image(checkpoint, height, width):
     predictor = load_predictor(checkpoint)
     labels = predictor(photograph(height, width))

@@ -13,7 +13,7 @@ import torch
 from small_run import built
 
 from deeplab_recipes.checkpoints import load_checkpoint
-from deeplab_recipes.signals import Stopped
+from deeplab_recipes.notices import Stopped
 from deeplab_recipes.training import Run, train
 
 STEPS = 7  # in epochs of 3, evaluated after 2, 4, 6 and at the end
@@ -177,3 +177,31 @@ def go_on_from(root: str, run_dir: str, checkpoint: str) -> None:
 
 def train_evaluated_by_epoch(root: str, run_dir: str) -> None:
     train(built(root, run_dir, *LENGTH, "trainer.evaluate_every=1.0"))
+
+
+def stop_while_drawing(root: str, run_dir: str) -> None:
+    """SIGTERM when the pictures are begun; gone on with, the run has them."""
+    from deeplab_recipes import training
+
+    drawn = training.comparison
+
+    def signal_first(*arguments: Any, **named: Any) -> Any:
+        training.comparison = drawn
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    training.comparison = signal_first
+    print("codes", *(attempt(built(root, run_dir, *LENGTH, "pictures=1")) for _ in range(2)))
+
+
+def stop_while_looking_at_the_checkpoint(root: str, run_dir: str) -> None:
+    """SIGTERM before anything is trained, and before Lightning has a part."""
+    from deeplab_recipes import training
+
+    def signal_instead(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    training._resume_from = signal_instead
+    handler = signal.getsignal(signal.SIGTERM)
+    print("code", attempt(built(root, run_dir, *LENGTH)), signal.getsignal(signal.SIGTERM) is handler)

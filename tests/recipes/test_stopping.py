@@ -128,6 +128,37 @@ def test_sigterm_before_the_first_step_saves_too(tiny_sets, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+def test_sigterm_while_starting_asks_to_be_started_again(tiny_sets, tmp_path):
+    printed = forked.run("stopping", "stop_while_looking_at_the_checkpoint", 1, tiny_sets["ADE20k"], tmp_path / "run")
+    assert "stopped: SIGTERM; go on with run_dir=... resume=auto" in printed
+    assert "code 75 True" in printed
+
+
+def test_sigterm_before_the_libraries_are_there(tmp_path):
+    words = ["train", "+recipe=quickstart", "data.root=data", f"run_dir={tmp_path / 'run'}"]
+    program = f"""
+import builtins, os, signal, sys
+load, sys.argv[1:] = builtins.__import__, {words}
+def signal_at_torch(name, *rest, **named):
+    if name == "torch":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return load(name, *rest, **named)
+builtins.__import__ = signal_at_torch
+from deeplab_recipes.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "stopped: SIGTERM; go on with run_dir=... resume=auto\n"
+
+
+def test_sigterm_while_drawing_leaves_the_pictures_to_do(tiny_sets, tmp_path):
+    printed = forked.run("stopping", "stop_while_drawing", 1, tiny_sets["ADE20k"], tmp_path / "run")
+    assert "codes 75 0" in printed
+    assert (tmp_path / "run" / "pictures" / "overview.png").exists()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
 def test_signal_in_the_last_step(tiny_sets, tmp_path):
     printed = forked.run("stopping", "stop_in_the_last_step", 1, tiny_sets["ADE20k"], tmp_path)
     assert f"stopped: SIGTERM after step {STEPS}; go on" in printed

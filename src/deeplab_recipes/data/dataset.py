@@ -15,10 +15,9 @@ from deeplab_recipes.data.packed import Packed
 from deeplab_recipes.data.pictures import Decoded, Photograph
 from deeplab_recipes.data.sampler import NOTHING, Draw
 from deeplab_recipes.data.sources.base import Source, open_pair
-from deeplab_recipes.data.transforms import MEAN_PIXEL, EvaluationTransform, TrainingTransform
+from deeplab_recipes.data.transforms import MEAN_PIXEL, SMALLEST, EvaluationTransform, TrainingTransform
 
 OnCorrupt = Literal["raise", "skip"]
-BLANK_SIZE = 33  # the smallest image the models take
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):
@@ -106,11 +105,11 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
 
 def _blank() -> Decoded:
-    return Decoded(np.full((BLANK_SIZE, BLANK_SIZE, 3), MEAN_PIXEL, np.uint8))
+    return Decoded(np.full((SMALLEST, SMALLEST, 3), MEAN_PIXEL, np.uint8))
 
 
 def _ignored() -> np.ndarray:
-    return np.full((BLANK_SIZE, BLANK_SIZE), IGNORE, np.uint8)
+    return np.full((SMALLEST, SMALLEST), IGNORE, np.uint8)
 
 
 def _room(*shape: int) -> Tensor:

@@ -22,6 +22,7 @@ MEAN_PIXEL = (123, 116, 103)
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 CROP_TRIES = 10
+SMALLEST = 33  # side of an image that the models take
 PIPELINES = ("square", "keep_ratio")
 
 
@@ -40,6 +41,16 @@ def resized_size(pipeline: Pipeline, source: Size, base: Size, scale: float = 1.
         return first, second
     factor = min(max(first, second) / max(source), min(first, second) / min(source))
     return max(int(source[0] * factor + 0.5), 1), max(int(source[1] * factor + 0.5), 1)
+
+
+def evaluated_size(protocol: Pipeline, source: Size, size: Size) -> Size:
+    """Return the (height, width) at which an image of size `source` is evaluated.
+
+    A side that "keep_ratio" would make smaller than the models take is stretched to that: an evaluation does not end
+    at an image that is very flat or small.
+    """
+    height, width = resized_size(protocol, source, size)
+    return max(height, SMALLEST), max(width, SMALLEST)
 
 
 def resize_image(image: np.ndarray, size: Size, pipeline: Pipeline) -> np.ndarray:
@@ -227,7 +238,7 @@ class EvaluationTransform:
 
     def __call__(self, image: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         """Return image (H, W, 3) and label (H', W'), both uint8."""
-        target = resized_size(self.protocol, labels.shape, self.size)
+        target = evaluated_size(self.protocol, labels.shape, self.size)
         image = resize_image(image, target, self.protocol)
         if self.protocol == "square":
             labels = resize_labels(labels, target, self.protocol)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deeplab_recipes.checkpoints import load_checkpoint
 from deeplab_recipes.data.device import normalize
-from deeplab_recipes.data.transforms import resize_image, resized_size
+from deeplab_recipes.data.transforms import evaluated_size, resize_image
 from deeplab_recipes.model import build_deeplab
 from deeplab_recipes.module import resize_logits
 
@@ -41,7 +41,7 @@ class Predictor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ValueError(f"an image must be (H, W, 3) uint8 RGB; this one is {image.shape} {image.dtype}")
         protocol, size = self.card["protocol"], image.shape[:2]
-        target = resized_size(protocol, size, tuple(self.card["evaluate_sizes"][protocol]))
+        target = evaluated_size(protocol, size, tuple(self.card["evaluate_sizes"][protocol]))
         # A copy, as torch wants memory that it may write to.
         pixels = np.array(resize_image(image, target, protocol), order="C")
         batch = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).unsqueeze(0)

@@ -3,7 +3,6 @@
 Optuna is an extra, so it is imported where it is used.
 """
 
-import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deeplab_recipes import locking
 from deeplab_recipes.sweeping.report import Trial
 
 if TYPE_CHECKING:
     import optuna
 
 QUESTION = "question"  # the study's own note of what it searches
+ENDED = ("finished", "pruned", "failed")  # by themselves
 AGAIN = "again"  # a trial's note: the number of the killed one that it repeats
 
 
@@ -87,13 +88,8 @@ def only_process(storage: str) -> Iterator[None]:
         yield
         return
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{storage}.running").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"another search is at work on {storage}: wait for it, or choose another sweep.study_name"
-            ) from None
+    refusal = f"another search ({{holder}}) is at work on {storage}: wait for it, or choose another sweep.study_name"
+    with locking.only_process(f"{storage}.running", refusal):
         yield
 
 
@@ -122,15 +118,25 @@ def open_study(settings: StudySettings, question: Sequence[str]) -> "optuna.Stud
     return study
 
 
-def repeat_killed(study: "optuna.Study") -> list[int]:
-    """Mark trials that a kill left running as failed, and put their values in line again; returns their numbers."""
+def repeat_killed(study: "optuna.Study", trials: Sequence[Trial]) -> list[int]:
+    """Mark trials that a kill left running as failed, and put their values in line again; returns their numbers.
+
+    Args:
+        study: whose trials.
+        trials: what lies in the sweep's folder; those that came to an end before the study heard of it are told now.
+    """
     from optuna.trial import TrialState
 
-    killed = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-    for trial in killed:
+    ended = {trial.number: trial for trial in trials if trial.status in ENDED}
+    killed = []
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if trial.number in ended:
+            tell(study, trial.number, ended[trial.number])
+            continue
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
-    return [trial.number for trial in killed]
+        killed.append(trial.number)
+    return killed
 
 
 def count_done(study: "optuna.Study") -> int:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ from deeplab_recipes.checkpoints import (
     require_same_training,
 )
 from deeplab_recipes.data import SegmentationDataModule
+from deeplab_recipes.data.files import Piece
 from deeplab_recipes.data.sources.base import read_pair
-from deeplab_recipes.evaluation.pictures import comparison, stack
+from deeplab_recipes.evaluation.pictures import comparison, picture_names, stack
 from deeplab_recipes.inference import load_predictor
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
@@ -403,13 +404,14 @@ def _draw(run: Run) -> None:
     folder = run.run_dir / "pictures"
     folder.mkdir(exist_ok=True)
     predictor = load_predictor(run.checkpoints.best)
-    drawn = []
-    for index in np.linspace(0, len(dataset) - 1, count).astype(int):
-        image, truth = read_pair(dataset.pairs[index], dataset.source)
+    drawn, pairs = [], [dataset.pairs[i] for i in np.linspace(0, len(dataset) - 1, count).astype(int)]
+    paths = [PurePath(p.image.name) if isinstance(p.image, Piece) else p.image for p in pairs]
+    for pair, name in zip(pairs, picture_names(paths), strict=True):
+        image, truth = read_pair(pair, dataset.source)
         scale = max(1, PICTURE_WIDTH // image.shape[1])
         names = {"classes": predictor.classes, "palette": predictor.palette}
         drawn.append(comparison(image, truth, predictor(image), scale=scale, **names))
-        drawn[-1].save(folder / f"{dataset.pairs[index].image.stem}.png")
+        drawn[-1].save(folder / f"{name}.png")
     stack(drawn).save(folder / "overview.png")
 
 

@@ -1,11 +1,12 @@
 from itertools import pairwise
+from pathlib import PurePath
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from deeplab_recipes.drawing import font
-from deeplab_recipes.evaluation.pictures import IGNORE_COLOUR, LINE, MARGIN, colourise, comparison, stack
+from deeplab_recipes.evaluation.pictures import IGNORE_COLOUR, LINE, MARGIN, colourise, comparison, picture_names, stack
 
 IGNORE = 255
 CLASSES = ["road", "a rather long name, with its synonyms and more of them", "sky", "tree"]
@@ -116,3 +117,18 @@ def test_stack():
     assert both.crop((0, 0, *first.size)).tobytes() == first.tobytes()
     assert both.crop((0, first.height, second.width, both.height)).tobytes() == second.tobytes()
     assert stack([first]).tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/set/val/one.v2.jpg", "/set/val/two.jpg"], ["one.v2", "two"]),
+        (["/set/bonn/0001.png", "/set/ulm/0001.png"], ["bonn_0001", "ulm_0001"]),
+        (["/a/b/0001.png", "/c/b/0001.png", "/c/b/2.png"], ["a_b_0001", "c_b_0001", "c_b_2"]),
+        (["/b/0001.png", "/a/b/0001.png"], ["b_0001", "a_b_0001"]),
+        (["0001.png", "0001.png"], ["0001_0", "0001_1"]),
+        ([], []),
+    ],
+)
+def test_pictures_of_images_with_the_same_name_are_kept_apart(paths, names):
+    assert picture_names([PurePath(path) for path in paths]) == names

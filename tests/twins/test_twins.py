@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from deeplab_recipes import config
 from deeplab_recipes.checkpoints import Checkpoints
@@ -94,6 +94,19 @@ def trained(run: Run) -> list[Tensor]:
     return list(run.network.state_dict().values())
 
 
+def require_drawn_alike(net: nn.Module, ours: dict[str, Tensor]) -> None:
+    """The twin takes our weights; so compare first how those of the heads were drawn with how mmsegmentation does."""
+    net.segmentor.decode_head.init_weights()
+    net.segmentor.auxiliary_head.init_weights()
+    for key, theirs in net.state_dict().items():
+        if "_head." in key and key.endswith("conv_seg.bias"):
+            assert not ours[key].any(), key
+        elif "_head." in key and theirs.dim() == 4:
+            spread, expected = ours[key].std().item(), theirs.std().item()
+            assert spread == pytest.approx(expected, rel=0.15), f"{key} is drawn with another deviation"
+    assert ours["segmentor.decode_head.conv_seg.weight"].std().item() == pytest.approx(0.01, rel=0.05)
+
+
 def twin_of(run: Run, recipe: str, total: int = STEPS) -> Any:
     """The twin at the same weights. Composer's draws them itself, and has to draw the same."""
     twin = originals.TWINS[recipe](total)
@@ -101,6 +114,7 @@ def twin_of(run: Run, recipe: str, total: int = STEPS) -> Any:
     if recipe == "ade20k_mmseg_160k":
         renamed = {f"segmentor.{key.replace('head.', 'decode_head.', 1)}": value for key, value in ours.items()}
         renamed = {key.replace("auxiliary_decode_head", "auxiliary_head"): value for key, value in renamed.items()}
+        require_drawn_alike(twin.net, renamed)
         twin.net.load_state_dict(renamed)
     else:
         for (key, value), theirs in zip(ours.items(), twin.net.state_dict().values(), strict=True):
@@ -135,6 +149,13 @@ def test_twenty_steps_are_the_originals(recipe, reference, pictures, tmp_path):
     ours = trained(run)
     assert farthest(ours, reference(recipe)[STEPS]) <= 1e-9
     assert farthest(ours, before) > 1e-2  # the training went somewhere
+
+
+def test_wrong_initializers_of_mmsegmentations_heads_are_found(pictures, tmp_path):
+    twin_of(built("ade20k_mmseg_160k", pictures, tmp_path), "ade20k_mmseg_160k")
+    run = built("ade20k_mmseg_160k", pictures, tmp_path, "model.initializers=[kaiming_normal]")
+    with pytest.raises(AssertionError, match="is drawn with another deviation"):
+        twin_of(run, "ade20k_mmseg_160k")
 
 
 @pytest.mark.parametrize("recipe", originals.TWINS)

@@ -1,6 +1,7 @@
 """Pictures of results: photograph, truth and prediction side by side, with a legend."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -58,3 +59,13 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
         canvas.paste(picture, (0, top))
         top += picture.height
     return canvas
+
+
+def picture_names(paths: Sequence[PurePath]) -> list[str]:
+    """Return a name for the picture of each image: its own, with as many of its folders as tell all of them apart."""
+    parts = [path.relative_to(path.anchor).with_suffix("").parts for path in paths]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["_".join(words[-count:]) for words in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.stem}_{number}" for number, path in enumerate(paths)]

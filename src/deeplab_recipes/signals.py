@@ -5,8 +5,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -142,6 +142,16 @@ def end_launched_processes(trainer: pl.Trainer) -> None:
             process.wait()
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let notices wait, here and in the processes that are forked meanwhile: those get ready for them first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_notices_to_parent(parent: int) -> None:
     """Let a loader's worker live through a signal that the whole process group gets: its parent still needs batches.
 
@@ -150,8 +160,10 @@ def leave_notices_to_parent(parent: int) -> None:
     """
     for notice in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(notice, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # only who waits for a blocked signal learns who sent it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    waits = hasattr(signal, "sigwaitinfo")
+    # From `held_back` all are blocked. Only who waits for a blocked signal learns who sent it.
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM} if waits else ())
+    if waits:
         threading.Thread(target=_end_when_told_by, args=(parent,), daemon=True).start()
 
 

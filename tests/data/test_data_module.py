@@ -1,5 +1,6 @@
 import hashlib
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from deeplab_recipes.data import SegmentationDataModule
+from deeplab_recipes.data import module as data_module
 from deeplab_recipes.data.sources import ADE20k, CamVid
 from deeplab_recipes.data.transforms import EvaluationTransform
 
@@ -265,3 +267,18 @@ def test_fingerprint_takes_any_file_name(make_ade20k):
         path = min((root / kind / "training").iterdir())
         os.rename(path, os.fsencode(path.parent) + b"/\xff" + suffix)
     assert len(module(root).fingerprint()) == 64
+
+
+def test_a_signal_while_loader_processes_start_does_not_end_them(make_ade20k, monkeypatch):
+    """The whole group gets it; one that was forked a moment ago is not ready for it yet."""
+    start = data_module._start_worker
+
+    def signalled(worker: int, *, parent: int) -> None:
+        for notice in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(os.getpid(), notice)
+        start(worker, parent=parent)
+
+    monkeypatch.setattr(data_module, "_start_worker", signalled)
+    data = module(make_ade20k(6, 1), workers=2)
+    assert len(list(data.train_dataloader())) == len(data.sampler()) // 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()

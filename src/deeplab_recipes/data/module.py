@@ -32,7 +32,7 @@ from deeplab_recipes.data.transforms import (
     Pipeline,
     TrainingTransform,
 )
-from deeplab_recipes.signals import leave_notices_to_parent
+from deeplab_recipes.signals import held_back, leave_notices_to_parent
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -247,7 +247,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self, dataset: SegmentationDataset, sampler: Any, *, persistent_workers: bool = False, **options: Any
     ) -> DataLoader:
         workers = self._worker_count()
-        return DataLoader(
+        return NotifiedLoader(
             dataset,
             sampler=sampler,
             num_workers=workers,
@@ -266,6 +266,14 @@ class SegmentationDataModule(pl.LightningDataModule):
         local_devices = self.trainer.num_devices if self.trainer else 1
         spare = 0 if torch.cuda.is_available() else 1  # where the processor trains, it keeps a core for that
         return min(8, max(1, cores // local_devices - spare))
+
+
+class NotifiedLoader(DataLoader):
+    """A loader whose processes cannot get a signal before they are ready for it."""
+
+    def __iter__(self) -> Any:
+        with held_back():
+            return super().__iter__()
 
 
 def _start_worker(worker: int, *, parent: int) -> None:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -28,6 +27,7 @@ from deeplab_recipes.checkpoints import (
 )
 from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.data.files import Piece
+from deeplab_recipes.data.packed import spread
 from deeplab_recipes.data.sources.base import read_pair
 from deeplab_recipes.evaluation.pictures import comparison, picture_names, stack
 from deeplab_recipes.inference import load_predictor
@@ -404,7 +404,7 @@ def _draw(run: Run) -> None:
     folder = run.run_dir / "pictures"
     folder.mkdir(exist_ok=True)
     predictor = load_predictor(run.checkpoints.best)
-    drawn, pairs = [], [dataset.pairs[i] for i in np.linspace(0, len(dataset) - 1, count).astype(int)]
+    drawn, pairs = [], spread(dataset.pairs, count)
     paths = [PurePath(p.image.name) if isinstance(p.image, Piece) else p.image for p in pairs]
     for pair, name in zip(pairs, picture_names(paths), strict=True):
         image, truth = read_pair(pair, dataset.source)

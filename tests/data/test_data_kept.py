@@ -9,11 +9,12 @@ import torch
 
 from deeplab_recipes.data import kept
 from deeplab_recipes.data.dataset import SegmentationDataset, collate
-from deeplab_recipes.data.kept import KeptPairs, free_memory, keep
+from deeplab_recipes.data.kept import KeptPairs, keep
 from deeplab_recipes.data.pictures import Decoded
 from deeplab_recipes.data.sampler import Draw, TrainingSampler
 from deeplab_recipes.data.sources import ADE20k
 from deeplab_recipes.data.transforms import TrainingTransform
+from deeplab_recipes.machine import free_memory
 
 TRANSFORM = TrainingTransform("square", (40, 48), (50, 60), photometric="square", reduced_decoding=True)
 

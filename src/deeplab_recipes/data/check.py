@@ -13,11 +13,13 @@ from PIL import Image
 
 from deeplab_recipes.data.contact_sheet import contact_sheet
 from deeplab_recipes.data.guesses import guess, guess_sizes, look_at_all
-from deeplab_recipes.data.inspection import cores, inspect
+from deeplab_recipes.data.inspection import inspect
 from deeplab_recipes.data.labels import IGNORE
+from deeplab_recipes.data.packed import spread
 from deeplab_recipes.data.pictures import picture_size
 from deeplab_recipes.data.report import Entry, Report, as_containers, as_text, judge, unpaired
 from deeplab_recipes.data.sources.base import Pair, Source, UnpairedError, read_pair, require_same_size
+from deeplab_recipes.machine import cores
 
 if TYPE_CHECKING:  # it needs torch, which a check does not
     from deeplab_recipes.data.dataset import OnCorrupt
@@ -48,7 +50,7 @@ def check_pairs(
         return
     require_classes(source)
     count = min(samples, len(pairs))
-    chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).astype(int)]
+    chosen = spread(pairs, count)
     with ThreadPoolExecutor(8) as pool:
         if on_corrupt == "raise" and compare_sizes:
             for _ in pool.map(lambda pair: _check_sizes(pair, source), pairs):

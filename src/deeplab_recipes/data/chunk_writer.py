@@ -24,7 +24,7 @@ from deeplab_recipes.data import label_codec
 from deeplab_recipes.data.dataset import OnCorrupt
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.manifest import Chunk, Sample
-from deeplab_recipes.data.pictures import open_picture
+from deeplab_recipes.data.pictures import PNG_START, open_picture
 from deeplab_recipes.data.reading import read_image
 from deeplab_recipes.data.shards import UNFINISHED
 from deeplab_recipes.data.sources.base import Pair, Source, read_pair
@@ -32,7 +32,6 @@ from deeplab_recipes.data.stores import open_store, unwritable
 from deeplab_recipes.data.tiled_jpeg import CannotTile, tile
 
 HOPELESS = 8  # pairs in a row that cannot be read: no accident
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Packet(NamedTuple):
@@ -129,9 +128,8 @@ def write_chunk(job: Job, work: Work) -> Chunk:
     if len(packets) >= HOPELESS and not any(packet.image for packet in packets):
         read_pair(pairs[0], work.source)  # raises: the whole set does not fit, say for another label encoding
     content, _ = litdata_chunk(packets, work.folder / f"{job.part}-{job.number}")
-    as_png = sum(
-        p.image.startswith(PNG) and p.image != pair.image.read_bytes() for p, pair in zip(packets, pairs, strict=True)
-    )
+    both = zip(packets, pairs, strict=True)
+    as_png = sum(p.image.startswith(PNG_START) and p.image != pair.image.read_bytes() for p, pair in both)
     samples = [_sample(pair, p, at) for pair, p, at in zip(pairs, packets, _offsets(content, packets), strict=True)]
     chunk = Chunk(job.file, len(content), hashlib.sha256(content).hexdigest(), job.made_of, samples, as_png)
     store.write(job.file, content)

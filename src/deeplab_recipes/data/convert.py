@@ -46,6 +46,7 @@ from deeplab_recipes.data.packed import Packed
 from deeplab_recipes.data.shards import PLAN, UNFINISHED, StoredPiece, cache_folder, lock, open_source
 from deeplab_recipes.data.sources.base import Pair, Source
 from deeplab_recipes.data.stores import Folder, Store, open_store, unwritable
+from deeplab_recipes.machine import cores
 
 WITHDRAWN = f"{UNFINISHED}/{NAME}"  # a manifest whose chunks are being redone
 LOCK_SECONDS = 10  # in which the processes of a killed conversion end
@@ -317,9 +318,7 @@ def _alone(folder: Path, place: str) -> Iterator[None]:
 
 
 def _processes(workers: int | str) -> int:
-    if workers != "auto":
-        return int(workers)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores() if workers == "auto" else int(workers)
 
 
 def _write_all(

@@ -1,7 +1,6 @@
 """Reading every pair of a data set once, in several processes, into counters and findings."""
 
 import hashlib
-import os
 import signal
 import sys
 from collections import Counter
@@ -132,11 +131,6 @@ def _counted(results: Iterable[tuple[bytes, bytes]], bar: tqdm) -> Iterator[tupl
     for result in results:
         bar.update()
         yield result
-
-
-def cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def inspect_pair(index: int, pair: Pair, source: Source, tally: Tally) -> None:

@@ -3,21 +3,18 @@
 import mmap
 import multiprocessing
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from deeplab_recipes.data.files import File
+from deeplab_recipes.data.packed import spread
 from deeplab_recipes.data.pictures import Decoded, Photograph, picture_size
 from deeplab_recipes.data.reading import open_photograph
 from deeplab_recipes.data.sources.base import Pair
+from deeplab_recipes.machine import free_memory
 
 SHARE = 0.25  # of the free memory that they may take
 SPREAD = 64  # pairs whose sizes are looked at
-CGROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
 RESERVE = 1.25  # sizes differ, and those 64 may be the smaller ones
 
 
@@ -84,27 +81,10 @@ def keep(pairs: Sequence[Pair], *, devices: int) -> KeptPairs | None:
         pairs: of the part.
         devices: how many of this machine train, each with room of its own.
     """
-    spread = np.linspace(0, len(pairs) - 1, min(SPREAD, len(pairs))).astype(int)
     try:
-        areas = [np.prod(picture_size(pairs[i].image)) for i in spread]
+        areas = [np.prod(picture_size(pair.image)) for pair in spread(pairs, SPREAD)]
     except ValueError:  # a broken picture is for the loader to report
         return None
     needed = int(4 * np.mean(areas) * len(pairs) * RESERVE)
     forks = multiprocessing.get_start_method(allow_none=False) == "fork"
     return KeptPairs(len(pairs), needed) if forks and needed <= SHARE * free_memory() / devices else None
-
-
-def free_memory() -> int:
-    """Return the bytes that processes may still take: of the system and, in a container, of its limit; 0 if unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 0
-    for limit, used in CGROUP_FILES:
-        try:
-            most, now = (Path("/sys/fs/cgroup", name).read_text().strip() for name in (limit, used))
-        except OSError:
-            continue
-        free = min(free, int(most) - int(now)) if most.isdecimal() else free
-    return max(free, 0)

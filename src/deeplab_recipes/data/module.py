@@ -32,6 +32,7 @@ from deeplab_recipes.data.transforms import (
     Pipeline,
     TrainingTransform,
 )
+from deeplab_recipes.machine import cores
 from deeplab_recipes.signals import held_back, leave_notices_to_parent
 
 
@@ -262,10 +263,9 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _worker_count(self) -> int:
         if self.workers != "auto":
             return self.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         local_devices = self.trainer.num_devices if self.trainer else 1
         spare = 0 if torch.cuda.is_available() else 1  # where the processor trains, it keeps a core for that
-        return min(8, max(1, cores // local_devices - spare))
+        return min(8, max(1, cores() // local_devices - spare))
 
 
 class NotifiedLoader(DataLoader):

@@ -1,4 +1,4 @@
-"""A list that loader processes share."""
+"""Lists of pairs: one that loader processes share, and a sample of any."""
 
 import pickle
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,11 @@ from typing import Generic, TypeVar, overload
 import numpy as np
 
 T = TypeVar("T")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Return up to `count` items, spread evenly from the first to the last."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
 class Packed(Sequence[T], Generic[T]):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from deeplab_recipes.data.files import File, Piece
 
+PNG_START = b"\x89PNG\r\n\x1a\n"
 DIRECT = ("YCbCr", "Gray", "RGB")  # colours of a JPEG that libjpeg turns into RGB itself
 
 

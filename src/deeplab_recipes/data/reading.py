@@ -8,6 +8,7 @@ import numpy as np
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.labels import decode_labels
 from deeplab_recipes.data.pictures import (
+    PNG_START,
     Decoded,
     Jpeg,
     Photograph,
@@ -19,7 +20,6 @@ from deeplab_recipes.data.pictures import (
 from deeplab_recipes.data.tiled_jpeg import Tiled, is_tiled
 
 JPEG_START = b"\xff\xd8"
-PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(file: File) -> np.ndarray:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from deeplab_recipes.data.labels import IGNORE, INVALID
 from deeplab_recipes.data.packed import Packed
+from deeplab_recipes.data.pictures import PNG_START
 from deeplab_recipes.data.sources.base import Colour, Pair, require_folder, require_split
 from deeplab_recipes.data.sources.class_file import parse_colour
 
@@ -24,7 +25,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".j
 LAYOUT = "meta.json and DATASET/img/ and DATASET/ann/ in it"
 BACKGROUND_COLOUR: Colour = (34, 34, 34)  # Supervisely's, where the project has no such class
 AGAIN = "export the project anew"
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 POINTS_LIMIT = 1 << 24  # beyond any picture; OpenCV wants 32-bit numbers
 
 
@@ -284,7 +284,7 @@ def _open_bitmap(data: Any, *, limit: int) -> Image.Image:
         content = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"has a bitmap that is not base64 ({error})") from None
-    if not content.startswith(PNG_SIGNATURE):
+    if not content.startswith(PNG_START):
         try:
             inflate = zlib.decompressobj()
             content = inflate.decompress(content, limit)

@@ -1,11 +1,15 @@
 """Shared fixtures. Real data are found through DEEPLAB_DATA; where it is set, missing data fail instead of skipping."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from command import Answer, Command
+
+from deeplab_recipes.cli import main
 
 VARIABLE = "DEEPLAB_DATA"
 
@@ -33,6 +37,26 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def deeplab(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run `deeplab` with arguments, in a folder of its own; gives the exit code and what was printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["deeplab", *arguments])
+        monkeypatch.delenv("DEEPLAB_RUN_DIR", raising=False)
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        return Answer(code, *capfd.readouterr())
+
+    return call
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,13 +5,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import optuna
 import pytest
+from command import Answer, Command
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -19,7 +18,6 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from deeplab_recipes import config
-from deeplab_recipes.cli import main
 from deeplab_recipes.data.sources import DrawnScenes
 from deeplab_recipes.reporting import Reporter
 from deeplab_recipes.sweeping import StudySettings, read_trials, report, study, write_report
@@ -39,40 +37,11 @@ SEARCH = [
 ]  # fmt: skip
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
-
-
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("drawn") / "scenes"
     DrawnScenes(root, training=4, validation=1, height=96, width=128, seed=17)
     return root
-
-
-@pytest.fixture
-def deeplab(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Run the real `deeplab` in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["deeplab", *arguments])
-        monkeypatch.delenv("DEEPLAB_RUN_DIR", raising=False)
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        return Answer(code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture

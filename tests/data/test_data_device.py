@@ -7,6 +7,8 @@ of 1/180), and the rounding of the saturation adds to that. The tests hold the l
 bounds, the mean one to much less.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -173,8 +175,8 @@ def test_shifted_hue(image, mmseg_distort, steps):
     assert_close(shifted(image, 0, 1, 1, steps / 180), original, largest=6, mean=0.8)
 
 
-@pytest.mark.parametrize("contrast_first", [True, False])
-def test_shifted_chain_in_mmsegs_order(make_photograph, mmseg_distort, contrast_first):
+def chains(make_photograph, mmseg_distort, *, contrast_first: bool) -> Iterator[tuple[np.ndarray, np.ndarray, list]]:
+    """Give images, what mmseg's whole chain makes of them, and its draws as `draw_colour` gives them."""
     for seed in range(8):
         rng, image = np.random.default_rng(seed), make_photograph(seed, *SHAPE)
         brightness, contrast, saturation = rng.uniform(-32, 32), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
@@ -184,8 +186,13 @@ def test_shifted_chain_in_mmsegs_order(make_photograph, mmseg_distort, contrast_
         coins = [1, int(contrast_first)]
         original = mmseg_distort("transform", image, uniforms=order, steps=steps, coins=coins)
         before, after = (contrast, 1) if contrast_first else (1, contrast)
-        ours = shifted(image, brightness, before, saturation, steps / 180, after)
-        assert_close(ours, original, largest=14, mean=2.5)
+        yield image, original, [brightness, before, saturation, steps / 180, after]
+
+
+@pytest.mark.parametrize("contrast_first", [True, False])
+def test_shifted_chain_in_mmsegs_order(make_photograph, mmseg_distort, contrast_first):
+    for image, original, colour in chains(make_photograph, mmseg_distort, contrast_first=contrast_first):
+        assert_close(shifted(image, *colour), original, largest=14, mean=2.5)
 
 
 def test_keep_ratio_ranges_are_those_that_mmseg_asks_for(monkeypatch):
@@ -404,15 +411,9 @@ def test_workers_leave_neutral_draws_alone(make_photograph, kind):
     assert np.array_equal(change_colours(image, neutral, kind), image)
 
 
-@pytest.mark.parametrize("coins", [True, False])
-def test_workers_chain_is_mmsegs(make_photograph, mmseg_distort, coins):
+@pytest.mark.parametrize("contrast_first", [True, False])
+def test_workers_chain_is_mmsegs(make_photograph, mmseg_distort, contrast_first):
     """To within what OpenCV's HSV of whole numbers loses: both go through it."""
-    for seed in range(8):
-        rng, image = np.random.default_rng(seed), make_photograph(seed, *SHAPE)
-        brightness, contrast, saturation = rng.uniform(-32, 32), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
-        steps = int(rng.integers(-18, 18))
-        order = [brightness, contrast, saturation] if coins else [brightness, saturation, contrast]
-        original = mmseg_distort("transform", image, uniforms=order, steps=steps, coins=[1, int(coins)])
-        before, after = (contrast, 1) if coins else (1, contrast)
-        colour = np.array([brightness, before, saturation, steps / 180, after], np.float32)
-        assert_close(change_colours(image, colour, "keep_ratio").astype(np.float64), original, largest=14, mean=2)
+    for image, original, colour in chains(make_photograph, mmseg_distort, contrast_first=contrast_first):
+        ours = change_colours(image, np.array(colour, np.float32), "keep_ratio")
+        assert_close(ours.astype(np.float64), original, largest=14, mean=2)

@@ -2,52 +2,20 @@
 
 import errno
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command import Answer, Command
 from PIL import Image
-
-from deeplab_recipes.cli import main
 
 SMALL = [
     "model=deeplabv3plus_resnet18", "model.aspp_channels=16", "data.crop_size=[65,65]", "data.base_size=[80,80]",
     "data.evaluate_sizes={square:[65,65]}", "data.workers=0", "batch_size=4", "trainer.max_steps=4",
     "trainer.evaluate_every=0.34", "pictures=0", "trainer.log_every=1", "trainer.precision=32-true",
 ]  # fmt: skip
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
-
-
-@pytest.fixture
-def deeplab(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Run `deeplab` with arguments, in a folder of its own; gives the exit code and what was printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["deeplab", *arguments])
-        monkeypatch.delenv("DEEPLAB_RUN_DIR", raising=False)
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        return Answer(code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture

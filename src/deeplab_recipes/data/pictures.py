@@ -56,6 +56,18 @@ def decode_by_pillow(content: bytes, file: File) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def decode_jpeg(content: bytes | bytearray, file: File) -> np.ndarray:
+    """Decode a JPEG to (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: if it cannot be decoded; names the file.
+    """
+    try:
+        return simplejpeg.decode_jpeg(content)
+    except ValueError:  # it is strict; what Pillow takes, everybody takes
+        return decode_by_pillow(bytes(content), file)
+
+
 def is_too_large(height: int, width: int) -> bool:
     """Whether Pillow refuses a picture of this size as a decompression bomb."""
     return height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
@@ -134,13 +146,15 @@ class Jpeg:
 
     def pixels(self) -> np.ndarray:
         """Return (H, W, 3) uint8 RGB."""
-        height, width = self.shape if self.reduction > 1 else (0, 0)
+        if self.reduction == 1:
+            return decode_jpeg(self.content, self.file)[:, : self.shape[1]]  # a tiled one is filled up to the right
+        height, width = self.shape
         try:
             pixels = simplejpeg.decode_jpeg(self.content, min_height=height, min_width=width, min_factor=self.reduction)
-            return pixels[:, : self.shape[1]]  # a tiled one is filled up to the right
-        except ValueError:  # it is strict; what Pillow takes, everybody takes
+            return pixels[:, :width]
+        except ValueError:
             pixels = decode_by_pillow(self.content, self.file)
-            return cv2.resize(pixels, self.shape[::-1], interpolation=cv2.INTER_AREA) if self.reduction > 1 else pixels
+            return cv2.resize(pixels, self.shape[::-1], interpolation=cv2.INTER_AREA)
 
     def region(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         """Return a view of all pixels."""

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 
 from deeplab_recipes.data.files import File
-from deeplab_recipes.data.pictures import Jpeg, unreadable
+from deeplab_recipes.data.pictures import Jpeg, decode_jpeg, unreadable
 
 INTERVAL = 4  # MCUs (of 16 x 16 pixels as a rule) in a tile
 MOST_TILES = 32_000
@@ -334,10 +334,13 @@ class Tiled(Jpeg):
         self.rows, self.columns = -(-self.shape[0] // self.tall), -(-width // self.wide)
         self.filled = width < self.shape[1]
         self.shape = self.shape[0], width
-        ends = np.cumsum(lengths.astype(np.int64) + 2)  # with the marker behind each
-        self.ends = (ends + (len(content) - int(ends[-1]))).tolist()
-        self.header = content[end : self.ends[-1] - int(ends[-1])]
-        self.lengths = lengths.tolist()
+        if lengths.size != self.rows * self.columns:
+            raise unreadable(file, ValueError(f"{lengths.size} tiles instead of {self.rows} x {self.columns}"))
+        self.lengths = lengths.reshape(self.rows, self.columns).astype(np.int64) + 2  # with the marker behind each
+        ends = np.cumsum(self.lengths)
+        start = len(content) - int(ends[-1])
+        self.ends = ends.reshape(self.lengths.shape) + start
+        self.header = content[end:start]
 
     def reduced(self, factor: int) -> Jpeg:
         """Return it at 1 / `factor` of its size, for a factor of 2, 4 or 8."""
@@ -349,17 +352,24 @@ class Tiled(Jpeg):
         """Return the pixels of rows [top, bottom) and columns [left, right)."""
         first_row, last_row = max(top - MARGIN, 0) // self.tall, min(-(-(bottom + MARGIN) // self.tall), self.rows)
         first, last = max(left - MARGIN, 0) // self.wide, min(-(-(right + MARGIN) // self.wide), self.columns)
-        content, ends, lengths = self.content, self.ends, self.lengths
-        rows = (range(row * self.columns + first, row * self.columns + last) for row in range(first_row, last_row))
-        pieces = [content[ends[i] - 2 - lengths[i] : ends[i] - 2] for row in rows for i in row]
         y, x = first_row * self.tall, first * self.wide
         height = min(last_row * self.tall, self.shape[0]) - y
         width = (last - first) * self.wide if self.filled or last < self.columns else self.shape[1] - x
+        part = self._part(slice(first_row, last_row), slice(first, last), height, width)
+        return decode_jpeg(part, self.file)[top - y : bottom - y, left - x : right - x]
+
+    def _part(self, rows: slice, columns: slice, height: int, width: int) -> bytearray:
+        """Return a JPEG of these tiles: those of a row are copied as one, then the markers are counted anew."""
+        lengths, ends = self.lengths[rows, columns], self.ends[rows, columns]
+        strips = zip((ends[:, 0] - lengths[:, 0]).tolist(), ends[:, -1].tolist(), strict=True)
         header = bytearray(self.header)
         SIZE.pack_into(header, self.sof, height, width)
-        part = b"".join([b"\xff\xd8", header, join(pieces), b"\xff\xd9"])
-        return Jpeg(part, self.file).pixels()[top - y : bottom - y, left - x : right - x]
-
+        part = bytearray().join([b"\xff\xd8", header, *(self.content[begin:end] for begin, end in strips)])
+        markers = np.cumsum(lengths) + (len(header) + 1)
+        numbers = np.frombuffer(part, np.uint8)
+        numbers[markers] = 0xD0 + (np.arange(markers.size) & 7)
+        numbers[-1] = 0xD9
+        return part
 
 def is_tiled(content: bytes) -> bool:
     """Whether `tile` made it."""

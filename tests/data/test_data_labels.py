@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_recipes.data.labels import decode_labels, encoding, plain_encoding, shifted_encoding
+from deeplab_recipes.data.labels import INVALID, decode_labels, encoding, plain_encoding, shifted_encoding
 from deeplab_recipes.data.reading import read_labels
 from deeplab_recipes.data.sources import ADE20k, CamVid
 
@@ -87,3 +87,20 @@ def test_more_classes_than_fit_are_refused(encode):
 def test_stored_value_that_no_label_picture_holds_is_refused(stored):
     with pytest.raises(ValueError, match=f"label {stored} -> class 0"):
         encoding({stored: 0})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [plain_encoding(11), plain_encoding(254), shifted_encoding(150), encoding(dict.fromkeys(range(256), 7)),
+     encoding({0: 255, 1: 0, 2: 1, 4: 3}), encoding({v: v for v in range(254)} | {254: 255, 255: 0})],
+)  # fmt: skip
+def test_every_table_is_looked_up_value_by_value(table):
+    """Whatever the largest value in a picture is: where values differ from their classes by one step, no table is
+    looked into."""
+    for largest in range(256):
+        stored = np.array([[largest, 0, largest // 2]], np.uint8)
+        if (table[stored] == INVALID).any():
+            with pytest.raises(ValueError, match="outside the classes"):
+                decode_labels(stored, table, name="x")
+        else:
+            assert np.array_equal(decode_labels(stored, table, name="x"), table[stored])

@@ -371,6 +371,7 @@ class Tiled(Jpeg):
         numbers[-1] = 0xD9
         return part
 
+
 def is_tiled(content: bytes) -> bool:
     """Whether `tile` made it."""
     return content[6 : 6 + len(MARK)] == MARK

@@ -118,11 +118,11 @@ def ours_from_shards(data: DataSet, *, photometric: bool) -> Maker:
 
 
 def ours_kept(data: DataSet, *, photometric: bool) -> Maker:
-    """The same from the second epoch on, of a set whose decoded pairs fit into memory."""
+    """Either from the second epoch on, of a set whose decoded pairs fit into memory: files are not read again."""
     transform = TrainingTransform(
         "keep_ratio", data.crop, data.base, photometric="keep_ratio", colours_here=photometric
     )
-    dataset = SegmentationDataset(data.source, "train", transform, seed=0)
+    dataset = SegmentationDataset(data.shards(), "train", transform, seed=0)
     dataset.kept = keep(dataset.pairs, devices=1)
     for i in range(len(dataset)):
         dataset[Draw(0, i)]
@@ -262,7 +262,7 @@ def rescaled(size: Sequence[int], base: tuple[int, int]) -> tuple[int, int]:
 CONTESTANTS: dict[str, Callable[..., Maker]] = {
     "ours, folder": ours,
     "ours, shards": ours_from_shards,
-    "ours, folder, decoded pairs in memory": ours_kept,
+    "ours, decoded pairs in memory": ours_kept,
     "mmsegmentation": mmsegmentation,
     "torchvision v2": torchvision,
     "albumentations": albumentations,

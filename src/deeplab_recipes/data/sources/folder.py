@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.labels import IGNORE, INVALID, decode_labels, encoding
-from deeplab_recipes.data.pictures import open_picture, picture_size
+from deeplab_recipes.data.pictures import open_picture, picture_size, stored_numbers
 from deeplab_recipes.data.sources.base import (
     Colour,
     Pair,
@@ -95,7 +95,8 @@ class Folder:
             if coloured:
                 return decode_colours(picture, self.listed, pair.label)
             _refuse_ambiguous(picture, self.listed, pair.label)
-            stored = np.asarray(picture).astype(np.uint8) if picture.mode == "1" else np.asarray(picture)
+            stored = stored_numbers(picture)
+            stored = stored.astype(np.uint8) if picture.mode == "1" else stored
         try:
             return decode_labels(stored, self.table, name=str(pair.label))
         except ValueError as error:

@@ -16,6 +16,7 @@ from deeplab_recipes.data import convert as conversion
 from deeplab_recipes.data.dataset import SegmentationDataset
 from deeplab_recipes.data.shards import Shards, open_source
 from deeplab_recipes.data.sources import ADE20k, CamVid
+from deeplab_recipes.data.sources import Folder as FolderSource
 from deeplab_recipes.data.sources.base import Source
 from deeplab_recipes.data.stores import Folder
 from deeplab_recipes.data.transforms import EvaluationTransform
@@ -192,6 +193,20 @@ def test_changed_and_removed_files_are_converted_again(root, output, make_patche
     converted(root, output, chunk_mb=0.008)
     assert_same_samples(Shards(output), ADE20k(root), "train")
     assert len(list(output.glob("train/*.bin"))) <= 3
+
+
+def test_a_changed_class_file_is_converted_again(tmp_path, output):
+    """Names and colours are the same, but the masks mean something else."""
+    for name in ("a", "b", "c"):
+        for folder, mode in (("images", "RGB"), ("masks", "L")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new(mode, (40, 40), ord(name) - ord("a")).save(tmp_path / folder / f"{name}.png")
+    for numbers in ((0, 1, 2), (2, 1, 0)):
+        classes = ", ".join(f"{{name: class {i}, value: {value}}}" for i, value in enumerate(numbers))
+        (tmp_path / "classes.yaml").write_text(f"classes: [{classes}]\n")
+        assert converted(tmp_path, output, source=FolderSource).kept == 0
+        assert_same_samples(Shards(output), FolderSource(tmp_path), "train")
+    assert converted(tmp_path, output, source=FolderSource).kept > 0
 
 
 def test_unusable_pairs_keep_their_place(root, output, truncate):

@@ -127,7 +127,8 @@ def convert(
     origin = Origin(describe_source(source), tuple(data.classes), tuple(data.palette), tuple(splits), chunk_mb, tiles)
     _require_ours(store, origin)
     pairs = {part: Packed(data.pairs(part)) for part in splits}
-    jobs = [job for part in splits for job in _plan(part, pairs[part], origin)]
+    made_from = _made_from(data, origin)
+    jobs = [job for part in splits for job in _plan(part, pairs[part], made_from, chunk_mb)]
     work = Work(data, pairs, str(output), _work_folder(store), on_corrupt, tiles)
     with _alone(work.folder, store.place):
         _require_ours(store, origin)
@@ -145,13 +146,19 @@ def convert(
     return Summary(store.place, manifest, len(kept), time.perf_counter() - began)
 
 
-def _plan(part: str, pairs: Sequence[Pair], origin: Origin) -> list[Job]:
+def _made_from(data: Source, origin: Origin) -> list[Any]:
+    """Return what all chunks are made from beside their pairs; of some sources a file says what labels mean."""
+    meaning = getattr(data, "meaning", None)
+    settings = [FORMAT_VERSION, label_codec.FORMAT, origin.source, origin.classes, origin.tiles]
+    return settings if meaning is None else [*settings, meaning]
+
+
+def _plan(part: str, pairs: Sequence[Pair], made_from: list[Any], chunk_mb: float) -> list[Job]:
     """Divide a part into chunks of about the same number of pairs: a changed file changes no other chunk."""
     stamps = [(_stamp(pair.image), _stamp(pair.label)) for pair in pairs]
     size = sum(size_of(pair.image) + size_of(pair.label) for pair in pairs)
-    count = min(len(pairs), max(1, math.ceil(size / (origin.chunk_mb * 1e6))))
+    count = min(len(pairs), max(1, math.ceil(size / (chunk_mb * 1e6))))
     ends = [len(pairs) * (i + 1) // count for i in range(count)]
-    made_from = [FORMAT_VERSION, label_codec.FORMAT, origin.source, origin.classes, origin.tiles]
     jobs = []
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         made_of = hashlib.sha256(json.dumps([made_from, stamps[start:end]]).encode()).hexdigest()

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,6 +67,12 @@ class Folder:
         self.palette = tuple(c or s for c, s in zip(self.listed.colours, spread, strict=True))
         numbers = {value: label for label, value in enumerate(self.listed.values)}
         self.table = encoding({**numbers, **dict.fromkeys(self.listed.ignored_values, IGNORE)})
+
+    @property
+    def meaning(self) -> list[Any]:
+        """What masks mean: all that classes.yaml says of them, beside the names. Shards made with another are old."""
+        listed = self.listed
+        return [listed.colours, listed.values, listed.ignored_values, listed.ignored_colours, listed.masks]
 
     def pairs(self, split: str) -> list[Pair]:
         """Return the pairs of "train", "validation" or (if there is one) "test" in the order of their names."""

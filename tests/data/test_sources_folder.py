@@ -264,7 +264,7 @@ def test_subfolders(tmp_path, folder):
 
 def test_lists(tmp_path):
     write(tmp_path, ["b", "a", "c", "d.e", "night/f"])
-    (tmp_path / "train.txt").write_text("b\nd.e\r\n\n")
+    (tmp_path / "train.txt").write_text("\ufeffb\nd.e\r\n\n")  # some editors begin a text with a mark
     (tmp_path / "val.txt").write_text("night/f.jpg\nc\n")
     assert names(tmp_path, "train") == ["b.jpg", "d.e.jpg"]
     assert names(tmp_path, "validation") == ["c.jpg", "night/f.jpg"]

@@ -239,7 +239,7 @@ def _read_lists(paths: list[Path], keys: list[str]) -> list[str]:
     """Return the keys that a list names, in order."""
     if len(paths) > 1:
         raise ValueError(f"there are both {paths[0]} and {paths[1]}; keep one of them")
-    text = paths[0].read_text(encoding="utf-8", errors="surrogateescape")
+    text = paths[0].read_text(encoding="utf-8-sig", errors="surrogateescape")
     lines = [_key(line.strip()) for line in text.split("\n") if line.strip()]
     known, chosen = set(keys), set()
     for line in lines:

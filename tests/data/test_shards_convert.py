@@ -268,6 +268,18 @@ def test_output_that_holds_something_else(root, output, tmp_path):
         converted(root, root)
 
 
+def test_places_of_another_kind_are_no_folders(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("gs://bucket/shards", "S3://bucket/shards"):
+        with pytest.raises(
+            ValueError, match=rf"{place} is no place for data; valid are a folder and, for shards, s3://BUCKET"
+        ):
+            converted(root, place)
+        with pytest.raises(ValueError, match=rf"{place} is no place for data"):
+            open_source(ADE20k, place)
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
+
+
 def test_output_of_other_settings(root, output):
     converted(root, output)
     before = content(output)

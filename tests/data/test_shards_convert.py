@@ -268,6 +268,15 @@ def test_output_that_holds_something_else(root, output, tmp_path):
         converted(root, root)
 
 
+def test_shards_cannot_be_converted_into_themselves(root, output):
+    """They would be overwritten while they are read."""
+    converted(root, output)
+    before = content(output)
+    with pytest.raises(FileExistsError, match=r"output=.*shards is data\.root itself.*choose another place"):
+        converted(output, output.parent / "." / output.name)
+    assert content(output) == before
+
+
 def test_places_of_another_kind_are_no_folders(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for place in ("gs://bucket/shards", "S3://bucket/shards"):

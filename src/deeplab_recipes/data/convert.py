@@ -43,7 +43,7 @@ from deeplab_recipes.data.manifest import (
     origin_from_json,
 )
 from deeplab_recipes.data.packed import Packed
-from deeplab_recipes.data.shards import PLAN, UNFINISHED, StoredPiece, cache_folder, lock, open_source
+from deeplab_recipes.data.shards import PLAN, UNFINISHED, Shards, StoredPiece, cache_folder, lock, open_source
 from deeplab_recipes.data.sources.base import Pair, Source
 from deeplab_recipes.data.stores import Folder, Store, open_store, unwritable
 from deeplab_recipes.machine import cores
@@ -125,6 +125,7 @@ def convert(
     _require_settings(splits, chunk_mb, workers)
     data, store = open_source(source, root), open_store(output)
     origin = Origin(describe_source(source), tuple(data.classes), tuple(data.palette), tuple(splits), chunk_mb, tiles)
+    _require_other_place(data, store)
     _require_ours(store, origin)
     pairs = {part: Packed(data.pairs(part)) for part in splits}
     made_from = _made_from(data, origin)
@@ -182,6 +183,12 @@ def _require_settings(splits: Sequence[str], chunk_mb: float, workers: int | str
         raise ValueError(f"chunk_mb is {chunk_mb}; it must be above 0 and at most {MAX_CHUNK_MB}")
     if workers != "auto" and (not isinstance(workers, int) or workers < 0):
         raise ValueError(f'data.workers is {workers!r}; it takes a whole number of at least 0 or "auto"')
+
+
+def _require_other_place(data: Source, store: Store) -> None:
+    """Raise FileExistsError for shards that would be overwritten while they are read."""
+    if isinstance(data, Shards) and os.path.realpath(data.root) == os.path.realpath(store.place):
+        raise FileExistsError(f"output={store.place} is data.root itself, which holds shards; choose another place")
 
 
 def _require_ours(store: Store, origin: Origin) -> None:

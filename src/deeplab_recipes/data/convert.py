@@ -111,7 +111,7 @@ def convert(
         output: a folder, which need not exist, or s3://BUCKET/PREFIX.
         splits: the parts to convert.
         chunk_mb: about the size of a chunk in MB.
-        tiles: put restart markers into JPEGs, which changes no pixel: training then decodes what a crop shows, not all.
+        tiles: put restart markers into JPEGs, which changes no coefficient: training then decodes what a crop shows.
         workers: processes, or "auto": as many as there are cores; 0 or 1 convert in this one.
         on_corrupt: what to do about a pair that cannot be read, see `Work`.
         progress: show it.
@@ -128,8 +128,7 @@ def convert(
     _require_other_place(data, store)
     _require_ours(store, origin)
     pairs = {part: Packed(data.pairs(part)) for part in splits}
-    made_from = _made_from(data, origin)
-    jobs = [job for part in splits for job in _plan(part, pairs[part], made_from, chunk_mb)]
+    jobs = [job for part in splits for job in _plan(part, pairs[part], _made_from(data, origin), chunk_mb)]
     work = Work(data, pairs, str(output), _work_folder(store), on_corrupt, tiles)
     with _alone(work.folder, store.place):
         _require_ours(store, origin)

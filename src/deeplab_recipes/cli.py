@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -255,18 +255,24 @@ def _refuse_typos(folder: str, verb: str, arguments: Sequence[str]) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
+    groups = {option.split("/")[0] for option in _options(folder)}
     with initialize_config_dir(folder, version_base="1.3"):
         try:
             parsed = _parse(overrides)
-            for variant in _variants(parsed, {option.split("/")[0] for option in _options(folder)}):
+            for variant in _variants(parsed, groups):
                 hydra = compose(verb, variant, return_hydra_config=True).hydra
         except HydraException as error:
-            recipe = [o for o in overrides if o.startswith("+recipe=")]
+            chosen = [o for o in overrides if o.lstrip("+").partition("=")[0] in groups]
             text = f"{error}\n{error.__cause__ or ''}"
             if "hydra/launcher/submitit" in text:
-                sys.exit(f"error: {config.missing_extra('hydra-submitit-launcher', 'slurm')}")
-            sys.exit(f"error: {config.explain_override(text, _known(verb, recipe), _options(folder))}")
+                _refuse(config.missing_extra("hydra-submitit-launcher", "slurm"))
+            _refuse(config.explain_override(text, _known(verb, chosen), _options(folder)))
     _refuse_stray_sweep(parsed, hydra, many=overrides != list(arguments) or str(hydra.mode) == "RunMode.MULTIRUN")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _parse(overrides: Sequence[str]) -> list[Any]:
@@ -296,20 +302,21 @@ def _values(override: Any) -> list[str]:
 def _refuse_stray_sweep(parsed: Sequence[Any], hydra: DictConfig, *, many: bool) -> None:
     """Several values need -m, an interval a search, and SLURM's launcher SLURM."""
     if hydra.launcher._target_.endswith("SlurmLauncher") and shutil.which("srun") is None:
-        sys.exit("error: launcher=slurm finds no srun here; start it where jobs are submitted, or leave launcher out")
+        _refuse("launcher=slurm finds no srun here; start it where jobs are submitted, or leave launcher out")
     for override in parsed:
         if override.is_sweep_override() and not many:
-            sys.exit(f"error: {override.input_line} names several values; -m runs a trial with each, in one sweep")
+            _refuse(f"{override.input_line} names several values; -m runs a trial with each, in one sweep")
         if override.is_interval_sweep() and "Basic" in hydra.sweeper._target_:
-            sys.exit(f"error: {override.input_line} is an interval, for a search to draw from: add sweep=optuna")
+            _refuse(f"{override.input_line} is an interval, for a search to draw from: add sweep=optuna")
 
 
-def _known(verb: str, recipe: Sequence[str]) -> list[str]:
+def _known(verb: str, chosen: Sequence[str]) -> list[str]:
+    """Return all settings with these choices of groups, or without where they cannot be."""
     from hydra import compose
     from hydra.errors import HydraException
 
     try:
-        settings = compose(verb, list(recipe))
+        settings = compose(verb, list(chosen))
     except HydraException:
         settings = compose(verb)
     leaves = config.leaves(OmegaConf.to_container(settings, resolve=False))

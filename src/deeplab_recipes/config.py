@@ -286,7 +286,19 @@ def assemble_source(values: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     for name, value in (("data.workers", data["workers"]), ("sheet_pairs", values["sheet_pairs"])):
         if (type(value) is not int or value < 0) and (name, value) != ("data.workers", "auto"):
             raise ValueError(f"{name} is {value!r}; it takes a whole number of at least 0")
+    _refuse_shards(data["root"])
     return build(data["source"], "data.source")(str(data["root"]))
+
+
+def _refuse_shards(root: str) -> None:
+    from deeplab_recipes.data.shards import holds_shards
+    from deeplab_recipes.data.stores import is_bucket
+
+    if is_bucket(root) or holds_shards(Path(root)):
+        raise ValueError(
+            f"data.root={root} holds shards, whose checksums training compares itself; check the data set that they "
+            "were made from"
+        )
 
 
 def assemble(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]) -> Any:
@@ -336,22 +348,29 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
 
 def _number_of_classes(parts: Mapping[str, Any]) -> int:
     """Count the classes; where they are the data's own, the data have to be there."""
+    from deeplab_recipes.data.shards import open_source
+
     data = parts["data"].keywords
     classes = getattr(data["source"].func, "classes", None)
-    if classes is None and (data["root"] == MISSING or not Path(data["root"]).exists()):
+    if classes is None and not _is_there(data["root"]):
         raise ValueError(
             f"data.root={data['root']} is not there, and only the data say how many classes: data.root=DIR"
         )
-    return len(classes or data["source"](data["root"]).classes)
+    return len(classes or open_source(data["source"], data["root"], cache=data.get("cache")).classes)
+
+
+def _is_there(root: str) -> bool:
+    from deeplab_recipes.data.stores import is_bucket
+
+    return root != MISSING and (is_bucket(root) or Path(root).exists())
 
 
 def _training_images(parts: Mapping[str, Any]) -> int:
     """Count the training images on disk; without data, take the number that is drawn or was published."""
     from deeplab_recipes.data.shards import open_source
-    from deeplab_recipes.data.stores import is_bucket
 
     data = parts["data"].keywords
-    if data["root"] != MISSING and (is_bucket(data["root"]) or Path(data["root"]).exists()):
+    if _is_there(data["root"]):
         return len(open_source(data["source"], data["root"], cache=data.get("cache")).pairs("train"))
     drawn = data["source"].keywords.get("training")
     if drawn is None and parts["published"] is None:

@@ -1,3 +1,5 @@
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,24 @@ def make_ade20k(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def few_bits() -> Callable[[Path, np.ndarray, int], None]:
+    """Write (H, W) uint8 as a grey PNG of 1, 2 or 4 bits a pixel, which Pillow cannot."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    def write(path: Path, numbers: np.ndarray, bits: int) -> None:
+        height, width = numbers.shape
+        pixels = np.unpackbits(numbers[..., None], axis=-1)[..., -bits:].reshape(height, -1)
+        rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(pixels, axis=-1))
+        header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+        parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+    return write
 
 
 @pytest.fixture

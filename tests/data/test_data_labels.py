@@ -76,6 +76,15 @@ def test_palette_picture_gives_indices(tmp_path, make_patches):
     assert np.array_equal(read(tmp_path / "p.png", picture, plain_encoding(11)), indices)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_of_few_bits_gives_what_is_stored(few_bits, tmp_path, make_patches, bits):
+    """As optimisers save labels of few classes; Pillow would spread them over 0..255."""
+    labels = make_patches(0, 20, 30, values=2**bits)
+    assert {0, 2**bits - 1} <= {*labels.ravel().tolist()}
+    few_bits(tmp_path / "labels.png", labels, bits)
+    assert np.array_equal(read_labels(tmp_path / "labels.png", plain_encoding(16)), labels)
+
+
 @pytest.mark.parametrize("encode", [plain_encoding, shifted_encoding])
 def test_more_classes_than_fit_are_refused(encode):
     assert {*range(254), 255} <= set(encode(254).tolist())

@@ -117,6 +117,17 @@ def test_hidden_and_foreign_files_do_not_disturb(camvid_root):
     assert len(CamVid(camvid_root).pairs("train")) == 3
 
 
+def test_links_that_lead_nowhere_are_not_left_out(camvid_root):
+    """As git-annex leaves them, or a disk that is not there."""
+    for folder, name in (("train", "a.jpg"), ("trainannot", "a.png")):
+        (camvid_root / folder / name).unlink()
+        (camvid_root / folder / name).symlink_to(camvid_root / "nowhere")
+    source = CamVid(camvid_root)
+    assert [pair.image.stem for pair in source.pairs("train")] == ["a", "b", "c.d"]
+    with pytest.raises(ValueError, match=r"train/a\.jpg: cannot be read as a picture .*No such file"):
+        read_pair(source.pairs("train")[0], source)
+
+
 def test_endings_in_capitals(camvid_root):
     os.rename(camvid_root / "train" / "a.jpg", camvid_root / "train" / "a.JPG")
     os.rename(camvid_root / "trainannot" / "a.png", camvid_root / "trainannot" / "a.PNG")

@@ -16,6 +16,7 @@ from deeplab_recipes.data import convert as conversion
 from deeplab_recipes.data.dataset import SegmentationDataset
 from deeplab_recipes.data.shards import Shards, open_source
 from deeplab_recipes.data.sources import ADE20k, CamVid
+from deeplab_recipes.data.sources import Folder as FolderSource
 from deeplab_recipes.data.sources.base import Source
 from deeplab_recipes.data.stores import Folder
 from deeplab_recipes.data.transforms import EvaluationTransform
@@ -194,6 +195,20 @@ def test_changed_and_removed_files_are_converted_again(root, output, make_patche
     assert len(list(output.glob("train/*.bin"))) <= 3
 
 
+def test_a_changed_class_file_is_converted_again(tmp_path, output):
+    """Names and colours are the same, but the masks mean something else."""
+    for name in ("a", "b", "c"):
+        for folder, mode in (("images", "RGB"), ("masks", "L")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new(mode, (40, 40), ord(name) - ord("a")).save(tmp_path / folder / f"{name}.png")
+    for numbers in ((0, 1, 2), (2, 1, 0)):
+        classes = ", ".join(f"{{name: class {i}, value: {value}}}" for i, value in enumerate(numbers))
+        (tmp_path / "classes.yaml").write_text(f"classes: [{classes}]\n")
+        assert converted(tmp_path, output, source=FolderSource).kept == 0
+        assert_same_samples(Shards(output), FolderSource(tmp_path), "train")
+    assert converted(tmp_path, output, source=FolderSource).kept > 0
+
+
 def test_unusable_pairs_keep_their_place(root, output, truncate):
     pairs = ADE20k(root).pairs("train")
     truncate(pairs[2].image)
@@ -251,6 +266,27 @@ def test_output_that_holds_something_else(root, output, tmp_path):
         converted(root, output / "manifest.json")
     with pytest.raises(FileExistsError, match="holds something else"):
         converted(root, root)
+
+
+def test_shards_cannot_be_converted_into_themselves(root, output):
+    """They would be overwritten while they are read."""
+    converted(root, output)
+    before = content(output)
+    with pytest.raises(FileExistsError, match=r"output=.*shards is data\.root itself.*choose another place"):
+        converted(output, output.parent / "." / output.name)
+    assert content(output) == before
+
+
+def test_places_of_another_kind_are_no_folders(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("gs://bucket/shards", "S3://bucket/shards"):
+        with pytest.raises(
+            ValueError, match=rf"{place} is no place for data; valid are a folder and, for shards, s3://BUCKET"
+        ):
+            converted(root, place)
+        with pytest.raises(ValueError, match=rf"{place} is no place for data"):
+            open_source(ADE20k, place)
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
 
 
 def test_output_of_other_settings(root, output):

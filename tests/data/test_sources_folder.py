@@ -128,6 +128,14 @@ def test_masks_of_one_channel_with_colours(tmp_path, mode):
     np.testing.assert_array_equal(first_labels(tmp_path), numbers)
 
 
+def test_masks_of_few_bits(tmp_path, few_bits):
+    """Class 3 would be read as 255, which is ignored here."""
+    write_parts(tmp_path, content="classes: [a, b, c, d]\nignore: 255\n")
+    for path in (tmp_path / "masks").rglob("*.png"):
+        few_bits(path, classes_of(0, 4), 2)
+    np.testing.assert_array_equal(first_labels(tmp_path), classes_of(0, 4))
+
+
 def test_palette_that_contradicts_the_numbers(tmp_path):
     """As drawing programs save few colours: numbered in any order."""
     write_parts(tmp_path, content=COLOUR_FILE)
@@ -256,7 +264,7 @@ def test_subfolders(tmp_path, folder):
 
 def test_lists(tmp_path):
     write(tmp_path, ["b", "a", "c", "d.e", "night/f"])
-    (tmp_path / "train.txt").write_text("b\nd.e\r\n\n")
+    (tmp_path / "train.txt").write_text("\ufeffb\nd.e\r\n\n")  # some editors begin a text with a mark
     (tmp_path / "val.txt").write_text("night/f.jpg\nc\n")
     assert names(tmp_path, "train") == ["b.jpg", "d.e.jpg"]
     assert names(tmp_path, "validation") == ["c.jpg", "night/f.jpg"]

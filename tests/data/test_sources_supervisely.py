@@ -239,6 +239,14 @@ def test_root_may_be_the_folder_above(project):
         Supervisely(root / "ds0")
 
 
+def test_a_dataset_may_be_a_link_to_its_folder(project, tmp_path):
+    root = project({"one/a.jpg": annotation(), "two/v.jpg": VALIDATION, "three/b.jpg": annotation()})
+    (root / "three").rename(tmp_path / "elsewhere")
+    (root / "three").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    images = [pair.image for pair in Supervisely(root).pairs("train")]
+    assert images == [root / "one/img/a.jpg", root / "three/img/b.jpg"]
+
+
 def test_label_size_comes_from_the_annotation(project):
     source = Supervisely(project({"a.jpg": annotation(size=(31, 40)), "v.jpg": VALIDATION}))
     pair = source.pairs("train")[0]

@@ -169,6 +169,13 @@ def test_wrong_settings(voc, tmp_path):
         PascalVOC(voc).pairs("validation")
 
 
+def test_an_empty_list_is_refused(voc):
+    """A run without validation images would end, after all its steps, without its best checkpoint."""
+    (voc / "ImageSets/Segmentation/val.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"val\.txt lists no image; is the download complete\?"):
+        PascalVOC(voc, training_list="train").pairs("validation")
+
+
 def test_value_outside_the_classes(voc):
     Image.fromarray(np.full((20, 30), 21, np.uint8)).save(voc / "SegmentationClass" / "2007_000032.png")
     source = PascalVOC(voc, training_list="train")

@@ -90,6 +90,7 @@ def test_a_recipe_names_the_data_too(camvid: Path, tmp_path: Path) -> None:
         (["data=camvid", "data.root=ROOT", "data.on_corrupt=stop"], "data.on_corrupt is 'stop'; valid are raise, skip"),
         (["data=camvid", "data.root=ROOT", "+outptu=x"], "unknown setting outptu; did you mean output?"),
         (["data=camvid", "data.root=ROOT", "+data.source.drop=1"], "unknown setting data.source.drop"),
+        (["data=voc", "data.source.training_lst=x"], "did you mean data.source.training_list"),
         (["-m", "data=camvid,ade20k", "data.root=ROOT"], "a check is of one data set"),
     ],
 )

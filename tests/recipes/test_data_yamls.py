@@ -14,6 +14,8 @@ from small_sets import COUNTS, write
 from deeplab_recipes import config
 from deeplab_recipes.cli import main
 from deeplab_recipes.data import SegmentationDataModule
+from deeplab_recipes.data.convert import convert
+from deeplab_recipes.data.sources import Folder
 from deeplab_recipes.training import train
 
 PIPELINES = {"square", "keep_ratio", "squashed"}
@@ -92,6 +94,19 @@ def test_a_plan_counts_classes_and_images_on_disk(roots: dict[str, Path], compos
         ValueError, match=r"nowhere is not there, and only the data say how many classes: data\.root=DIR"
     ):
         config.assemble_plan(compose_settings(*words, "data.root=nowhere", verb="plan"), {})
+
+
+def test_a_plan_counts_shards_and_a_check_refuses_them(
+    roots: dict[str, Path], compose_settings: Compose, tmp_path: Path
+) -> None:
+    convert(Folder, roots["folder"], tmp_path / "shards", workers=0, progress=False)
+    words = ("data=folder", f"data.root={tmp_path / 'shards'}")
+    settings = compose_settings(*words, "batch_size=4", "model=deeplabv3plus_resnet18", "measure=false", verb="plan")
+    images = round(0.8 * sum(COUNTS.values()))
+    assert f"training images {images}" in " ".join(config.assemble_plan(settings, {}).split())
+    settings = compose_settings(*words, verb="check")
+    with pytest.raises(ValueError, match=r"shards holds shards, .*; check the data set that they were made from"):
+        config.assemble_source(settings, settings)
 
 
 def spoil_palette(root: Path) -> str:

@@ -43,7 +43,7 @@ from deeplab_recipes.data.manifest import (
     origin_from_json,
 )
 from deeplab_recipes.data.packed import Packed
-from deeplab_recipes.data.shards import PLAN, UNFINISHED, StoredPiece, cache_folder, lock, open_source
+from deeplab_recipes.data.shards import PLAN, UNFINISHED, Shards, StoredPiece, cache_folder, lock, open_source
 from deeplab_recipes.data.sources.base import Pair, Source
 from deeplab_recipes.data.stores import Folder, Store, open_store, unwritable
 from deeplab_recipes.machine import cores
@@ -111,7 +111,7 @@ def convert(
         output: a folder, which need not exist, or s3://BUCKET/PREFIX.
         splits: the parts to convert.
         chunk_mb: about the size of a chunk in MB.
-        tiles: put restart markers into JPEGs, which changes no pixel: training then decodes what a crop shows, not all.
+        tiles: put restart markers into JPEGs, which changes no coefficient: training then decodes what a crop shows.
         workers: processes, or "auto": as many as there are cores; 0 or 1 convert in this one.
         on_corrupt: what to do about a pair that cannot be read, see `Work`.
         progress: show it.
@@ -125,9 +125,10 @@ def convert(
     _require_settings(splits, chunk_mb, workers)
     data, store = open_source(source, root), open_store(output)
     origin = Origin(describe_source(source), tuple(data.classes), tuple(data.palette), tuple(splits), chunk_mb, tiles)
+    _require_other_place(data, store)
     _require_ours(store, origin)
     pairs = {part: Packed(data.pairs(part)) for part in splits}
-    jobs = [job for part in splits for job in _plan(part, pairs[part], origin)]
+    jobs = [job for part in splits for job in _plan(part, pairs[part], _made_from(data, origin), chunk_mb)]
     work = Work(data, pairs, str(output), _work_folder(store), on_corrupt, tiles)
     with _alone(work.folder, store.place):
         _require_ours(store, origin)
@@ -145,13 +146,19 @@ def convert(
     return Summary(store.place, manifest, len(kept), time.perf_counter() - began)
 
 
-def _plan(part: str, pairs: Sequence[Pair], origin: Origin) -> list[Job]:
+def _made_from(data: Source, origin: Origin) -> list[Any]:
+    """Return what all chunks are made from beside their pairs; of some sources a file says what labels mean."""
+    meaning = getattr(data, "meaning", None)
+    settings = [FORMAT_VERSION, label_codec.FORMAT, origin.source, origin.classes, origin.tiles]
+    return settings if meaning is None else [*settings, meaning]
+
+
+def _plan(part: str, pairs: Sequence[Pair], made_from: list[Any], chunk_mb: float) -> list[Job]:
     """Divide a part into chunks of about the same number of pairs: a changed file changes no other chunk."""
     stamps = [(_stamp(pair.image), _stamp(pair.label)) for pair in pairs]
     size = sum(size_of(pair.image) + size_of(pair.label) for pair in pairs)
-    count = min(len(pairs), max(1, math.ceil(size / (origin.chunk_mb * 1e6))))
+    count = min(len(pairs), max(1, math.ceil(size / (chunk_mb * 1e6))))
     ends = [len(pairs) * (i + 1) // count for i in range(count)]
-    made_from = [FORMAT_VERSION, label_codec.FORMAT, origin.source, origin.classes, origin.tiles]
     jobs = []
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         made_of = hashlib.sha256(json.dumps([made_from, stamps[start:end]]).encode()).hexdigest()
@@ -175,6 +182,12 @@ def _require_settings(splits: Sequence[str], chunk_mb: float, workers: int | str
         raise ValueError(f"chunk_mb is {chunk_mb}; it must be above 0 and at most {MAX_CHUNK_MB}")
     if workers != "auto" and (not isinstance(workers, int) or workers < 0):
         raise ValueError(f'data.workers is {workers!r}; it takes a whole number of at least 0 or "auto"')
+
+
+def _require_other_place(data: Source, store: Store) -> None:
+    """Raise FileExistsError for shards that would be overwritten while they are read."""
+    if isinstance(data, Shards) and os.path.realpath(data.root) == os.path.realpath(store.place):
+        raise FileExistsError(f"output={store.place} is data.root itself, which holds shards; choose another place")
 
 
 def _require_ours(store: Store, origin: Origin) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.labels import IGNORE, INVALID
-from deeplab_recipes.data.pictures import open_picture
+from deeplab_recipes.data.pictures import open_picture, stored_numbers
 from deeplab_recipes.data.sources.base import Colour, Source
 
 COLOURS_KEPT = 256  # a picture with more is no mask with a colour for each class
@@ -54,7 +54,7 @@ def look_at_labels(file: File) -> Stored | None:
     """Return what a label picture holds, or None where the file is no picture that can be decoded."""
     try:
         with open_picture(file) as picture:
-            mode, pixels = picture.mode, np.asarray(picture)
+            mode, pixels = picture.mode, stored_numbers(picture)
     except ValueError:
         return None
     stored = Stored(modes=Counter([mode]))

@@ -14,6 +14,7 @@ from PIL import Image
 from deeplab_recipes.data.files import File, Piece
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies grey of few bits
 DIRECT = ("YCbCr", "Gray", "RGB")  # colours of a JPEG that libjpeg turns into RGB itself
 
 
@@ -42,6 +43,12 @@ def picture_size(file: File) -> tuple[int, int]:
     """
     with open_picture(file) as picture:
         return picture.size[::-1]
+
+
+def stored_numbers(picture: Image.Image) -> np.ndarray:
+    """Return what a label picture (opened, but not loaded) stores, (H, W) of one channel; of a palette the indices."""
+    packed = picture.tile[0][3] if picture.format == "PNG" and picture.tile else None
+    return np.asarray(picture) // np.uint8(GREY_STEPS[packed]) if packed in GREY_STEPS else np.asarray(picture)
 
 
 def decode_by_pillow(content: bytes, file: File) -> np.ndarray:

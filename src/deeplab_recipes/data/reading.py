@@ -15,6 +15,7 @@ from deeplab_recipes.data.pictures import (
     decode_by_pillow,
     is_too_large,
     open_picture,
+    stored_numbers,
     unreadable,
 )
 from deeplab_recipes.data.tiled_jpeg import Tiled, is_tiled
@@ -77,7 +78,7 @@ def read_numbers(file: File) -> np.ndarray:
             # It checks every checksum, and takes less than half the time of libpng.
             return kornia_rs.io.decode_image_png_u8(content, size, "mono")[..., 0]
     with open_picture(file, content) as picture:
-        return np.asarray(picture)
+        return stored_numbers(picture)
 
 
 def _plain_png_size(content: bytes) -> tuple[int, int] | None:

@@ -47,7 +47,13 @@ class Store(Protocol):
 
 
 def is_bucket(place: str | Path) -> bool:
-    """Whether it is s3://..., not a folder."""
+    """Whether it is s3://..., not a folder.
+
+    Raises:
+        ValueError: if it is an address of another kind.
+    """
+    if "://" in str(place) and not str(place).startswith(S3):
+        raise ValueError(f"{place} is no place for data; valid are a folder and, for shards, s3://BUCKET/PREFIX")
     return str(place).startswith(S3)
 
 

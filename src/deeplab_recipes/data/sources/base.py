@@ -144,7 +144,7 @@ def files_by_stem(folder: Path, suffixes: Iterable[str], *, ending: str = "") ->
         raise FileNotFoundError(f"{folder} is not a folder; check data.root")
     suffixes, found = set(suffixes), {}
     with os.scandir(folder) as entries:  # asks the system about no file by itself, of which there may be 100,000
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
     for name in names:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in suffixes and stem.endswith(ending):

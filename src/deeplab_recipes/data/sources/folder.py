@@ -6,13 +6,14 @@ import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.labels import IGNORE, INVALID, decode_labels, encoding
-from deeplab_recipes.data.pictures import open_picture, picture_size
+from deeplab_recipes.data.pictures import open_picture, picture_size, stored_numbers
 from deeplab_recipes.data.sources.base import (
     Colour,
     Pair,
@@ -67,6 +68,12 @@ class Folder:
         numbers = {value: label for label, value in enumerate(self.listed.values)}
         self.table = encoding({**numbers, **dict.fromkeys(self.listed.ignored_values, IGNORE)})
 
+    @property
+    def meaning(self) -> list[Any]:
+        """What masks mean: all that classes.yaml says of them, beside the names. Shards made with another are old."""
+        listed = self.listed
+        return [listed.colours, listed.values, listed.ignored_values, listed.ignored_colours, listed.masks]
+
     def pairs(self, split: str) -> list[Pair]:
         """Return the pairs of "train", "validation" or (if there is one) "test" in the order of their names."""
         if split not in PARTS:
@@ -95,7 +102,8 @@ class Folder:
             if coloured:
                 return decode_colours(picture, self.listed, pair.label)
             _refuse_ambiguous(picture, self.listed, pair.label)
-            stored = np.asarray(picture).astype(np.uint8) if picture.mode == "1" else np.asarray(picture)
+            stored = stored_numbers(picture)
+            stored = stored.astype(np.uint8) if picture.mode == "1" else stored
         try:
             return decode_labels(stored, self.table, name=str(pair.label))
         except ValueError as error:
@@ -231,7 +239,7 @@ def _read_lists(paths: list[Path], keys: list[str]) -> list[str]:
     """Return the keys that a list names, in order."""
     if len(paths) > 1:
         raise ValueError(f"there are both {paths[0]} and {paths[1]}; keep one of them")
-    text = paths[0].read_text(encoding="utf-8", errors="surrogateescape")
+    text = paths[0].read_text(encoding="utf-8-sig", errors="surrogateescape")
     lines = [_key(line.strip()) for line in text.split("\n") if line.strip()]
     known, chosen = set(keys), set()
     for line in lines:

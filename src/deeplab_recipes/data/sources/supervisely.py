@@ -169,7 +169,8 @@ def _read_classes(meta: Mapping[str, Any], path: Path) -> tuple[dict[str, str], 
 
 def _all_pairs(project: Path) -> list[Pair]:
     """Return every image of every dataset, nested ones too, with its annotation."""
-    datasets = sorted(path.parent for path in project.rglob("img") if path.is_dir())
+    walk = os.walk(project, followlinks=True)
+    datasets = sorted(Path(place) for place, folders, _ in walk if "img" in folders)
     pairs = [pair for dataset in datasets for pair in _pairs_of_dataset(dataset)]
     if not pairs:
         raise FileNotFoundError(f"{project} holds no image in DATASET/img/; expected {LAYOUT}")
@@ -197,7 +198,7 @@ def _names(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; expected {LAYOUT}")
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+        names = [entry.name for entry in entries if not entry.is_dir() and not entry.name.startswith(".")]
     return sorted(name for name in names if os.path.splitext(name)[1].lower() in suffixes)
 
 

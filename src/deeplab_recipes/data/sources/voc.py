@@ -118,8 +118,10 @@ def _read_list(path: Path) -> set[str]:
     """Read names, one a line; some lists in circulation give paths of image and label instead."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; it lists the images of a part")
-    lines = path.read_text().splitlines()
-    return {PurePosixPath(line.split()[0]).stem for line in lines if line.strip()}
+    names = {PurePosixPath(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()}
+    if not names:
+        raise ValueError(f"{path} lists no image; is the download complete?")
+    return names
 
 
 def _refuse_missing(names: Iterable[str], found: dict[str, Path], where: str) -> None:

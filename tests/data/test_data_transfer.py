@@ -177,6 +177,18 @@ def test_the_meter_says_rate_and_time_left():
         assert meter.line(meter.began + 1) == "a set  0.00B  0.00B/s"
 
 
+def test_the_meter_counts_other_things(capsys, monkeypatch):
+    monkeypatch.setattr("deeplab_recipes.data.progress.QUIET_SECONDS", 0.0)
+    with Meter("check", 20_000, unit="pairs") as meter:
+        meter.done = 9_999
+        assert meter.line(meter.began + 10) == "check  9,999 pairs of 20,000 pairs  1,000 pairs/s  00:10 left"
+        meter.expect(5_000)
+        assert "of 25,000 pairs" in meter.line(meter.began + 10)
+    with Meter("check", 20_000, unit="pairs", visible=False) as meter:
+        meter.add(5)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_meter_prints_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr("deeplab_recipes.data.progress.QUIET_SECONDS", 0.0)
     with Meter("x" * 60, 10) as meter:

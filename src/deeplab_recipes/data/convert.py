@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,6 @@ from typing import Any
 
 import cv2
 from filelock import Timeout
-from tqdm import tqdm
 
 from deeplab_recipes.data import label_codec
 from deeplab_recipes.data.chunk_writer import Job, Packet, Work, litdata_chunk, litdata_writer, write_chunk
@@ -43,6 +41,7 @@ from deeplab_recipes.data.manifest import (
     origin_from_json,
 )
 from deeplab_recipes.data.packed import Packed
+from deeplab_recipes.data.progress import Meter
 from deeplab_recipes.data.shards import PLAN, UNFINISHED, Shards, StoredPiece, cache_folder, lock, open_source
 from deeplab_recipes.data.sources.base import Pair, Source
 from deeplab_recipes.data.stores import Folder, Store, open_store, unwritable
@@ -50,7 +49,6 @@ from deeplab_recipes.machine import cores
 
 WITHDRAWN = f"{UNFINISHED}/{NAME}"  # a manifest whose chunks are being redone
 LOCK_SECONDS = 10  # in which the processes of a killed conversion end
-LINE_SECONDS = 15.0  # between lines of progress where the output is a file, not a terminal
 MAX_CHUNK_MB = 256  # litdata's offsets have 32 bits, and an image that becomes PNG may grow tenfold
 LOCK = "lock"
 
@@ -338,11 +336,12 @@ def _write_all(
     jobs: Sequence[Job], work: Work, processes: int, pairs: int, progress: bool
 ) -> Iterator[tuple[Job, Chunk]]:
     """Write chunks and give them as they are finished."""
-    with _Progress(pairs, sum(job.count for job in jobs), enabled=progress) as shown:
+    done = pairs - sum(job.count for job in jobs)
+    with Meter("convert", pairs, done=done, unit="pairs", visible=progress) as meter:
         alone = processes < 2 or len(jobs) < 2
         made = ((job, write_chunk(job, work)) for job in jobs) if alone else _in_parallel(jobs, work, processes)
         for job, chunk in made:
-            shown.advance(job.count)
+            meter.add(job.count)
             yield job, chunk
 
 
@@ -380,36 +379,3 @@ def _end_with(parent: int) -> None:
 
 def _write(job: Job) -> Chunk:
     return write_chunk(job, _work[0])
-
-
-class _Progress:
-    """A bar on a terminal, elsewhere a line now and then."""
-
-    def __init__(self, total: int, left: int, *, enabled: bool) -> None:
-        visible = enabled and sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total, initial=total - left, unit="pair", desc="convert", disable=not visible, dynamic_ncols=True
-        )
-        self.lines = enabled and not visible
-        self.total, self.first, self.done = total, total - left, total - left
-        self.began = self.printed = time.perf_counter()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def advance(self, count: int) -> None:
-        """Count finished pairs."""
-        self.bar.update(count)
-        self.done += count
-        now = time.perf_counter()
-        if self.lines and now - self.printed >= LINE_SECONDS:
-            rate = (self.done - self.first) / (now - self.began)
-            left = (self.total - self.done) / rate
-            print(
-                f"convert: {self.done:,} of {self.total:,} pairs, {rate:.0f} a second, {left:,.0f} s left",
-                file=sys.stderr,
-            )
-            self.printed = now

@@ -1,4 +1,4 @@
-"""How far a long piece of work with bytes is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a long piece of work is: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -11,46 +11,62 @@ LONGEST = 40  # characters of what is being done: the bar needs its room
 
 
 class Meter:
-    """Shows bytes done, rate and time left.
+    """Shows what is done, the rate and the time left.
 
     Args:
         what: what is being done.
-        total: bytes in all, or None where that is not known.
-        done: bytes that were there before.
+        total: bytes or other units in all, or None where that is not known.
+        done: of them, what was there before.
+        unit: what is counted, in the plural; "B" for bytes.
+        visible: False shows nothing.
     """
 
-    def __init__(self, what: str, total: int | None, *, done: int = 0) -> None:
+    def __init__(self, what: str, total: int | None, *, done: int = 0, unit: str = "B", visible: bool = True) -> None:
         what = self.what = what if len(what) <= LONGEST else f"{what[: LONGEST - 13]}...{what[-10:]}"
-        visible = sys.stderr.isatty()
+        terminal = sys.stderr.isatty()
         self.bar = tqdm(
-            total=total, initial=done, desc=what, unit="B", unit_scale=True, dynamic_ncols=True, disable=not visible
+            total=total,
+            initial=done,
+            desc=what,
+            unit=unit if unit == "B" else f" {unit}",
+            unit_scale=unit == "B",
+            dynamic_ncols=True,
+            disable=not (visible and terminal),
         )
+        self.unit, self.lines = unit, visible and not terminal
         self.total, self.done, self.before = total, done, done
         self.began = self.said = time.monotonic()
 
     def add(self, count: int) -> None:
-        """Count bytes."""
+        """Count what was done."""
         self.done += count
         self.bar.update(count)
         now = time.monotonic()
-        if self.bar.disable and now - self.said >= QUIET_SECONDS:
+        if self.lines and now - self.said >= QUIET_SECONDS:
             self.said = now
             print(self.line(now), file=sys.stderr)
 
     def reach(self, position: int) -> None:
-        """Say how many bytes are done in all."""
+        """Say how much is done in all."""
         self.add(position - self.done)
 
+    def expect(self, count: int) -> None:
+        """Add to what there is to do."""
+        self.total = self.bar.total = (self.total or 0) + count
+
     def line(self, now: float) -> str:
-        """Return "NAME  312M of 967M  12.3M/s  00:53 left"."""
+        """Return "NAME  312MB of 967MB  12.3MB/s  00:53 left"."""
         rate = (self.done - self.before) / max(now - self.began, 1e-9)
-        text = f"{self.what}  {tqdm.format_sizeof(self.done)}B"
+        text = f"{self.what}  {self._amount(self.done)}"
         if self.total is not None:
-            text += f" of {tqdm.format_sizeof(self.total)}B"
-        text += f"  {tqdm.format_sizeof(rate)}B/s"
+            text += f" of {self._amount(self.total)}"
+        text += f"  {self._amount(rate)}/s"
         if self.total is not None and rate > 0:
             text += f"  {tqdm.format_interval((self.total - self.done) / rate)} left"
         return text
+
+    def _amount(self, amount: float) -> str:
+        return f"{tqdm.format_sizeof(amount)}B" if self.unit == "B" else f"{amount:,.0f} {self.unit}"
 
     def __enter__(self) -> "Meter":
         return self

@@ -75,6 +75,19 @@ def test_the_end_of_a_small_picture_is_whole(pipeline, shape, size, make_photogr
         assert np.abs(found.astype(int) - there).mean() < 2
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_picture_of_nearly_the_same_size_is_resized(pipeline, make_photograph):
+    """Also where the window that is cut from it has as many pixels as the crop."""
+    image, labels = make_photograph(0, 634, 726), np.zeros((634, 726), np.uint8)
+    for size in [(637, 637), (640, 733), (631, 723), (630, 726)]:
+        expected, _ = whole(image, labels, size, pipeline)
+        for corner in range(100, 118):
+            box = Box(corner, corner, 512, 512)
+            found = crop_image(Decoded(image), size, box, pipeline)
+            there = expected[box.top : box.top + box.height, box.left : box.left + box.width]
+            assert np.abs(found.astype(int) - there).mean() < 2
+
+
 @pytest.mark.parametrize("antialias", [False, True])
 def test_window_has_the_phase_of_the_whole(antialias):
     rng = np.random.default_rng(2)

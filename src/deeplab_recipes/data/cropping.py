@@ -98,9 +98,14 @@ def resize_antialiased(pixels: np.ndarray, rows: Window, columns: Window, size: 
     """The same as Pillow's bilinear resize does, which widens the filter where the picture shrinks."""
     pixels = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of it
     image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # channels-last memory: torch's fast path
-    target = [rows.skip + size[0], columns.skip + size[1]]
-    grown = torch.ops.aten._upsample_bilinear2d_aa(image, target, False, 1 / rows.factor, 1 / columns.factor)
-    return grown[0].permute(1, 2, 0).numpy()[rows.skip :, columns.skip :]
+    ends = rows.skip + size[0], columns.skip + size[1]
+    # Where an axis keeps its length torch does nothing, whatever the factor: it is asked for one pixel more.
+    asked = [
+        end + (end == length and axis.factor != 1)
+        for end, length, axis in zip(ends, pixels.shape, (rows, columns), strict=False)
+    ]
+    grown = torch.ops.aten._upsample_bilinear2d_aa(image, asked, False, 1 / rows.factor, 1 / columns.factor)
+    return grown[0].permute(1, 2, 0).numpy()[rows.skip : ends[0], columns.skip : ends[1]]
 
 
 def nearest(source: int, resized: int, first: int, count: int, *, centred: bool) -> np.ndarray:

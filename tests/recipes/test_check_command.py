@@ -13,6 +13,8 @@ from PIL import Image
 
 from deeplab_recipes import config
 from deeplab_recipes.cli import main
+from deeplab_recipes.data.convert import convert
+from deeplab_recipes.data.sources import CamVid
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from deeplab_recipes.cli import main; main()"
 
@@ -75,6 +77,20 @@ def test_a_recipe_names_the_data_too(camvid: Path, tmp_path: Path) -> None:
     answer = deeplab_check(*recipe, folder=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "remark: train: 1 file cannot be read: data.on_corrupt=skip leaves them out" in answer.stdout
+
+
+def test_shards_are_checked_as_a_folder_is(camvid: Path, tmp_path: Path) -> None:
+    convert(CamVid, camvid, tmp_path / "shards", workers=0, progress=False)
+    answer = deeplab_check("data=camvid", f"data.root={tmp_path / 'shards'}", "output=out", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "11 classes, 8 pairs read" in answer.stdout
+    (chunk, *_) = sorted((tmp_path / "shards").rglob("*.bin"))
+    content = bytearray(chunk.read_bytes())
+    content[-1] ^= 1
+    chunk.write_bytes(content)
+    answer = deeplab_check("data=camvid", f"data.root={tmp_path / 'shards'}", "output=again", folder=tmp_path)
+    assert answer.returncode == 1
+    assert "is damaged: the bytes of" in answer.stdout
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from deeplab_recipes.data.packed import Packed
 from deeplab_recipes.data.pictures import open_picture
 from deeplab_recipes.data.reading import read_image
 from deeplab_recipes.data.sources.base import Pair, Source, require_same_size
+from deeplab_recipes.notices import end_with_parent
 
 CHUNK = 32  # pairs that a process reads before it answers
 PLAIN = (("JPEG", "RGB"), ("JPEG", "L"))  # what libjpeg-turbo turns into RGB as Pillow does
@@ -229,12 +230,9 @@ _packed: Mapping[str, Packed[Pair]] = {}
 _source: Source
 
 
-def _start(packed: Mapping[str, Packed[Pair]], source: Source, *, own: bool) -> None:
+def _start(packed: Mapping[str, Packed[Pair]], source: Source) -> None:
     global _packed, _source
     _packed, _source = packed, source
-    if own:
-        cv2.setNumThreads(0)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
 
 
 def _inspect_piece(piece: Place) -> Tally:
@@ -261,7 +259,7 @@ def _exact(place: Place) -> tuple[bytes, bytes]:
 def _readers(packed: Mapping[str, Packed[Pair]], source: Source, processes: int) -> Iterator:
     """Give a `map` that spreads work over processes; its results come in order."""
     if processes == 0:
-        _start(packed, source, own=False)
+        _start(packed, source)
         yield map
         return
     pool = ProcessPoolExecutor(processes, initializer=_start_own, initargs=(packed, source))
@@ -276,7 +274,11 @@ def _readers(packed: Mapping[str, Packed[Pair]], source: Source, processes: int)
 
 
 def _start_own(packed: Mapping[str, Packed[Pair]], source: Source) -> None:
-    _start(packed, source, own=True)
+    """Prepare a process: Ctrl-C is its parent's affair, and with its parent it ends."""
+    _start(packed, source)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _bar(total: int) -> tqdm:

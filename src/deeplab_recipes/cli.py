@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -264,9 +264,15 @@ def _refuse_typos(folder: str, verb: str, arguments: Sequence[str]) -> None:
             recipe = [o for o in overrides if o.startswith("+recipe=")]
             text = f"{error}\n{error.__cause__ or ''}"
             if "hydra/launcher/submitit" in text:
-                sys.exit(f"error: {config.missing_extra('hydra-submitit-launcher', 'slurm')}")
-            sys.exit(f"error: {config.explain_override(text, _known(verb, recipe), _options(folder))}")
+                _refuse(config.missing_extra("hydra-submitit-launcher", "slurm"))
+            _refuse(config.explain_override(text, _known(verb, recipe), _options(folder)))
     _refuse_stray_sweep(parsed, hydra, many=overrides != list(arguments) or str(hydra.mode) == "RunMode.MULTIRUN")
+
+
+def _refuse(problem: str) -> NoReturn:
+    """End with the exit code of wrong settings; of a check 1 says that the data are wrong."""
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _parse(overrides: Sequence[str]) -> list[Any]:
@@ -296,12 +302,12 @@ def _values(override: Any) -> list[str]:
 def _refuse_stray_sweep(parsed: Sequence[Any], hydra: DictConfig, *, many: bool) -> None:
     """Several values need -m, an interval a search, and SLURM's launcher SLURM."""
     if hydra.launcher._target_.endswith("SlurmLauncher") and shutil.which("srun") is None:
-        sys.exit("error: launcher=slurm finds no srun here; start it where jobs are submitted, or leave launcher out")
+        _refuse("launcher=slurm finds no srun here; start it where jobs are submitted, or leave launcher out")
     for override in parsed:
         if override.is_sweep_override() and not many:
-            sys.exit(f"error: {override.input_line} names several values; -m runs a trial with each, in one sweep")
+            _refuse(f"{override.input_line} names several values; -m runs a trial with each, in one sweep")
         if override.is_interval_sweep() and "Basic" in hydra.sweeper._target_:
-            sys.exit(f"error: {override.input_line} is an interval, for a search to draw from: add sweep=optuna")
+            _refuse(f"{override.input_line} is an interval, for a search to draw from: add sweep=optuna")
 
 
 def _known(verb: str, recipe: Sequence[str]) -> list[str]:

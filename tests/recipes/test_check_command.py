@@ -106,6 +106,9 @@ def test_shards_are_checked_as_a_folder_is(camvid: Path, tmp_path: Path) -> None
         (["data=camvid", "data.root=ROOT", "data.on_corrupt=stop"], "data.on_corrupt is 'stop'; valid are raise, skip"),
         (["data=camvid", "data.root=ROOT", "+outptu=x"], "unknown setting outptu; did you mean output?"),
         (["data=camvid", "data.root=ROOT", "+data.source.drop=1"], "unknown setting data.source.drop"),
+        (["data=camvid", "data.root=ROOT", "outptu=x"], "unknown setting outptu; did you mean output?"),
+        (["data=camvd", "data.root=ROOT"], "there is no data 'camvd'; did you mean camvid?"),
+        (["data=camvid,ade20k", "data.root=ROOT"], "data=camvid,ade20k names several values"),
         (["-m", "data=camvid,ade20k", "data.root=ROOT"], "a check is of one data set"),
     ],
 )

@@ -158,6 +158,16 @@ def test_images_alike_when_small_are_compared_whole(tmp_path):
     assert found.twins == []
 
 
+def test_a_jpeg_that_was_saved_as_png_is_the_same_image(tmp_path):
+    source = write_set(tmp_path)
+    jpeg = source.pairs("train")[2].image
+    other = source.pairs("validation")[1].image
+    Image.open(jpeg).save(other.with_suffix(".png"))
+    other.unlink()
+    (twins,) = look(source).twins
+    assert twins.places == (("train", 2), ("validation", 1))
+
+
 class Deadly(LabelledSet):
     def labels(self, pair):
         os._exit(9)

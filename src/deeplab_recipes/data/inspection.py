@@ -21,8 +21,8 @@ from deeplab_recipes.data.files import File
 from deeplab_recipes.data.guesses import Stored, guess_sizes, look_at_labels
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import Packed
-from deeplab_recipes.data.pictures import open_picture
-from deeplab_recipes.data.reading import read_image
+from deeplab_recipes.data.pictures import Photograph, open_picture
+from deeplab_recipes.data.reading import open_photograph, read_image
 from deeplab_recipes.data.sources.base import Pair, Source, require_same_size
 from deeplab_recipes.notices import end_with_parent
 
@@ -168,9 +168,11 @@ def _look_at_image(index: int, pair: Pair, tally: Tally, *, small: bool) -> tupl
     """Return an image's size, or None if it cannot be read."""
     try:
         with open_picture(pair.image) as picture:
-            size, mode, kind = picture.size[::-1], picture.mode, picture.format
+            mode, kind = picture.mode, picture.format
             turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) not in (0, 1)
-        pixels = _decode(pair.image, tally, small=small) if (kind, mode) in PLAIN else read_image(pair.image)
+        photograph = open_photograph(pair.image)
+        plain = (kind, mode) in PLAIN
+        pixels = _decode(pair.image, photograph, tally, small=small) if plain else photograph.pixels()
     except (ValueError, OSError) as error:
         tally.note("unreadable", pair.image, error)
         return None
@@ -178,19 +180,19 @@ def _look_at_image(index: int, pair: Pair, tally: Tally, *, small: bool) -> tupl
         tally.note(f"mode {mode}", pair.image, f"{pair.image} is {mode}")
     if turned:
         tally.note("turned", pair.image, f"{pair.image} is stored turned or mirrored")
-    tally.digests[index] = _digest(pixels, size)
-    return size
+    tally.digests[index] = _digest(pixels, photograph.shape)
+    return photograph.shape
 
 
-def _decode(file: File, tally: Tally, *, small: bool) -> np.ndarray:
+def _decode(file: File, photograph: Photograph, tally: Tally, *, small: bool) -> np.ndarray:
     """Decode a JPEG; at the smallest scale that still reads every byte, and takes half the time."""
     least = int(small)  # 0: as it is
     try:
-        return decode_jpeg(file.read_bytes(), "RGB", min_height=least, min_width=least)
+        pixels = decode_jpeg(file.read_bytes(), "RGB", min_height=least, min_width=least)
     except ValueError as error:
-        pixels = read_image(file)  # what training uses has the last word
+        pixels = photograph.pixels()  # what training uses has the last word
         tally.note("damaged", file, f"{file} has damaged places ({error})")
-        return pixels
+    return pixels[:, : photograph.shape[1]]  # a tiled one is filled up to the right
 
 
 def _read_labels(pair: Pair, source: Source, tally: Tally) -> np.ndarray | None:

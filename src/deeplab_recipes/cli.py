@@ -270,8 +270,9 @@ def _refuse_typos(folder: str, verb: str, arguments: Sequence[str]) -> None:
     _refuse_stray_sweep(parsed, hydra, many=overrides != list(arguments) or str(hydra.mode) == "RunMode.MULTIRUN")
 
 
-def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+def _refuse(problem: str) -> NoReturn:
+    """End with the exit code of wrong settings; of a check 1 says that the data are wrong."""
+    print(f"error: {problem}", file=sys.stderr)
     sys.exit(2)
 
 

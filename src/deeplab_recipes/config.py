@@ -286,19 +286,9 @@ def assemble_source(values: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     for name, value in (("data.workers", data["workers"]), ("sheet_pairs", values["sheet_pairs"])):
         if (type(value) is not int or value < 0) and (name, value) != ("data.workers", "auto"):
             raise ValueError(f"{name} is {value!r}; it takes a whole number of at least 0")
-    _refuse_shards(data["root"])
-    return build(data["source"], "data.source")(str(data["root"]))
+    from deeplab_recipes.data.shards import open_source
 
-
-def _refuse_shards(root: str) -> None:
-    from deeplab_recipes.data.shards import holds_shards
-    from deeplab_recipes.data.stores import is_bucket
-
-    if is_bucket(root) or holds_shards(Path(root)):
-        raise ValueError(
-            f"data.root={root} holds shards, whose checksums training compares itself; check the data set that they "
-            "were made from"
-        )
+    return open_source(build(data["source"], "data.source"), data["root"], cache=data["cache"])
 
 
 def assemble(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]) -> Any:

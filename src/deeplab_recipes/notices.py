@@ -1,4 +1,4 @@
-"""A cluster's notice where nothing is trained: while a run starts, or after its last evaluation.
+"""A cluster's notice where nothing is trained: while a run starts, or after its last evaluation; and a parent's end.
 
 In training a run has something to save, and stops by `signals.StopOnSignal`. This module imports nothing heavy: the
 notice may come while the libraries are still being read.
@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -76,3 +77,14 @@ def ending_on_notice(how: str = "go on with run_dir=... resume=auto") -> Iterato
             if stop in stops and stop.code == REQUEUE:
                 print(f"stopped: {stop}", file=sys.stderr)
             raise
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that forked it, which may be killed without having told it."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)

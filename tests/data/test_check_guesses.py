@@ -4,6 +4,8 @@ from labelled_set import NAMES, LabelledSet, bands
 from PIL import Image
 
 from deeplab_recipes.data.guesses import guess, guess_numbering, look_at_all, look_at_labels
+from deeplab_recipes.data.sources import Folder
+from deeplab_recipes.data.sources.base import Pair
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (400, 3), dtype=np.uint8)
 
@@ -33,7 +35,7 @@ PICTURES = {
     "a colour too many": (
         Image.fromarray(np.array([*LabelledSet.palette, (1, 2, 3)], np.uint8)[upwards(range(7))]),
         6,
-        "1 of 7 colours are not in the palette, like (1, 2, 3)",
+        "an RGB mask, and 1 of its 7 colours is not in the palette, like (1, 2, 3); data=folder with classes.yaml",
     ),
     "blurred": (
         Image.fromarray(np.array([*LabelledSet.palette, *COLOURS[:50]], np.uint8)[upwards(range(56))]),
@@ -68,6 +70,20 @@ def test_guess(tmp_path, name):
     picture.save(tmp_path / "labels.png")
     stored = look_at_labels(tmp_path / "labels.png")
     assert words in guess(stored, LabelledSet(tmp_path, classes=classes(count) if count != 6 else NAMES))
+
+
+def test_renumbering_is_a_setting_that_there_is(tmp_path):
+    """reduce_zero_label is mmsegmentation's word; here a set of one's own says it in classes.yaml."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    entries = ", ".join(f"{{name: {name}, value: {number}}}" for number, name in enumerate(NAMES, 1))
+    (tmp_path / "classes.yaml").write_text(f"classes: [{entries}]\nignore: [0]\n")
+    Image.fromarray(upwards(range(7))).save(tmp_path / "masks" / "a.png")
+    Image.fromarray(upwards(range(1, 7))).save(tmp_path / "labels.png")
+    text = guess(look_at_labels(tmp_path / "labels.png"), LabelledSet(tmp_path))
+    assert "data=folder with ignore: [0] and value: 1, 2, ... for the classes of classes.yaml" in text
+    labels = Folder(tmp_path).labels(Pair(tmp_path / "a.jpg", tmp_path / "masks" / "a.png"))
+    assert np.array_equal(labels, (upwards(range(7)) - 1).astype(np.uint8))
 
 
 def test_a_few_wrong_pixels_are_strays(tmp_path):

@@ -1,4 +1,6 @@
 import os
+import time
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -156,6 +158,16 @@ def test_images_alike_when_small_are_compared_whole(tmp_path):
     assert found.twins == []
 
 
+def test_a_jpeg_that_was_saved_as_png_is_the_same_image(tmp_path):
+    source = write_set(tmp_path)
+    jpeg = source.pairs("train")[2].image
+    other = source.pairs("validation")[1].image
+    Image.open(jpeg).save(other.with_suffix(".png"))
+    other.unlink()
+    (twins,) = look(source).twins
+    assert twins.places == (("train", 2), ("validation", 1))
+
+
 class Deadly(LabelledSet):
     def labels(self, pair):
         os._exit(9)
@@ -165,3 +177,35 @@ def test_a_reader_that_is_killed_ends_the_check(tmp_path):
     write_set(tmp_path)
     with pytest.raises(OSError, match=r"reading process was ended from outside.*data\.workers=1"):
         look(Deadly(tmp_path), processes=1)
+
+
+class Beating(LabelledSet):
+    def labels(self, pair):
+        for _ in range(1500):
+            (self.root / "beat").write_text(str(time.monotonic()))
+            time.sleep(0.02)
+        raise ValueError("nobody ended it")
+
+
+def test_readers_end_when_the_check_is_killed(tmp_path):
+    write_set(tmp_path)
+    check = get_context("fork").Process(target=look, args=(Beating(tmp_path), 1))
+    check.start()
+    beat = tmp_path / "beat"
+    assert within_seconds(20, beat.exists)
+    check.kill()
+    check.join()
+
+    def has_ended() -> bool:
+        last = beat.read_text()
+        time.sleep(0.3)
+        return beat.read_text() == last
+
+    assert within_seconds(5, has_ended)
+
+
+def within_seconds(seconds, condition) -> bool:
+    end = time.monotonic() + seconds
+    while not (true := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return true

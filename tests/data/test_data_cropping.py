@@ -61,6 +61,33 @@ def test_real_photographs_are_equal_to_within_the_interpolation(pipeline, real_d
     assert max(largest) <= 24
 
 
+@pytest.mark.parametrize(("shape", "size"), [((33, 33), (603, 603)), ((30, 59), (495, 974)), ((1, 24), (169, 4049))])
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_end_of_a_small_picture_is_whole(pipeline, shape, size, make_photograph):
+    image, labels = make_photograph(0, *shape), np.zeros(shape, np.uint8)
+    expected, _ = whole(image, labels, size, pipeline)
+    for side in range(20, 513, 4):
+        height, width = min(side, size[0]), min(side, size[1])
+        box = Box(size[0] - height, size[1] - width, height, width)
+        found = crop_image(Decoded(image), size, box, pipeline)
+        there = expected[box.top :, box.left :]
+        assert found.shape == there.shape
+        assert np.abs(found.astype(int) - there).mean() < 2
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_picture_of_nearly_the_same_size_is_resized(pipeline, make_photograph):
+    """Also where the window that is cut from it has as many pixels as the crop."""
+    image, labels = make_photograph(0, 634, 726), np.zeros((634, 726), np.uint8)
+    for size in [(637, 637), (640, 733), (631, 723), (630, 726)]:
+        expected, _ = whole(image, labels, size, pipeline)
+        for corner in range(100, 118):
+            box = Box(corner, corner, 512, 512)
+            found = crop_image(Decoded(image), size, box, pipeline)
+            there = expected[box.top : box.top + box.height, box.left : box.left + box.width]
+            assert np.abs(found.astype(int) - there).mean() < 2
+
+
 @pytest.mark.parametrize("antialias", [False, True])
 def test_window_has_the_phase_of_the_whole(antialias):
     rng = np.random.default_rng(2)
@@ -70,7 +97,7 @@ def test_window_has_the_phase_of_the_whole(antialias):
         first = int(rng.integers(resized - count + 1))
         cut = window(source, resized, first, count, antialias=antialias)
         assert cut.factor == source / resized
-        assert abs(cut.start - (first - cut.skip) * cut.factor) <= 1 / 16
+        assert abs(cut.start - (first - cut.skip) * cut.factor) <= min(1 / 16, cut.factor / 4)
         assert 0 <= cut.start < cut.end <= source
         reach = max(cut.factor, 1) if antialias else 1
         assert cut.start == 0 or (first + 0.5) * cut.factor - 0.5 - reach >= cut.start - 1

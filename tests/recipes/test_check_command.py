@@ -13,6 +13,8 @@ from PIL import Image
 
 from deeplab_recipes import config
 from deeplab_recipes.cli import main
+from deeplab_recipes.data.convert import convert
+from deeplab_recipes.data.sources import CamVid
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from deeplab_recipes.cli import main; main()"
 
@@ -77,6 +79,23 @@ def test_a_recipe_names_the_data_too(camvid: Path, tmp_path: Path) -> None:
     assert "remark: train: 1 file cannot be read: data.on_corrupt=skip leaves them out" in answer.stdout
 
 
+def test_shards_are_checked_as_a_folder_is(camvid: Path, tmp_path: Path) -> None:
+    for image in sorted((camvid / "train").iterdir()):  # JPEGs are stored as tiles, and wider than they are
+        Image.open(image).save(image.with_suffix(".jpg"))
+        image.unlink()
+    convert(CamVid, camvid, tmp_path / "shards", workers=0, progress=False)
+    answer = deeplab_check("data=camvid", f"data.root={tmp_path / 'shards'}", "output=out", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "11 classes, 8 pairs read" in answer.stdout
+    (chunk, *_) = sorted((tmp_path / "shards").rglob("*.bin"))
+    content = bytearray(chunk.read_bytes())
+    content[-1] ^= 1
+    chunk.write_bytes(content)
+    answer = deeplab_check("data=camvid", f"data.root={tmp_path / 'shards'}", "output=again", folder=tmp_path)
+    assert answer.returncode == 1
+    assert "is damaged: the bytes of" in answer.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -91,6 +110,9 @@ def test_a_recipe_names_the_data_too(camvid: Path, tmp_path: Path) -> None:
         (["data=camvid", "data.root=ROOT", "+outptu=x"], "unknown setting outptu; did you mean output?"),
         (["data=camvid", "data.root=ROOT", "+data.source.drop=1"], "unknown setting data.source.drop"),
         (["data=voc", "data.source.training_lst=x"], "did you mean data.source.training_list"),
+        (["data=camvid", "data.root=ROOT", "outptu=x"], "unknown setting outptu; did you mean output?"),
+        (["data=camvd", "data.root=ROOT"], "there is no data 'camvd'; did you mean camvid?"),
+        (["data=camvid,ade20k", "data.root=ROOT"], "data=camvid,ade20k names several values"),
         (["-m", "data=camvid,ade20k", "data.root=ROOT"], "a check is of one data set"),
     ],
 )

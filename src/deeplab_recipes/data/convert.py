@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -46,6 +45,7 @@ from deeplab_recipes.data.shards import PLAN, UNFINISHED, Shards, StoredPiece, c
 from deeplab_recipes.data.sources.base import Pair, Source
 from deeplab_recipes.data.stores import Folder, Store, open_store, unwritable
 from deeplab_recipes.machine import cores
+from deeplab_recipes.notices import end_with_parent
 
 WITHDRAWN = f"{UNFINISHED}/{NAME}"  # a manifest whose chunks are being redone
 LOCK_SECONDS = 10  # in which the processes of a killed conversion end
@@ -346,7 +346,7 @@ def _write_all(
 
 
 def _in_parallel(jobs: Sequence[Job], work: Work, processes: int) -> Iterator[tuple[Job, Chunk]]:
-    pool = ProcessPoolExecutor(min(processes, len(jobs)), initializer=_start, initargs=(work, os.getpid()))
+    pool = ProcessPoolExecutor(min(processes, len(jobs)), initializer=_start, initargs=(work,))
     try:
         futures = {pool.submit(_write, job): job for job in jobs}
         for future in as_completed(futures):
@@ -363,18 +363,12 @@ def _in_parallel(jobs: Sequence[Job], work: Work, processes: int) -> Iterator[tu
 _work: list[Work] = []  # of this process
 
 
-def _start(work: Work, parent: int) -> None:
+def _start(work: Work) -> None:
     """Prepare a process: Ctrl-C is its parent's affair, and with its parent it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     _work[:] = [work]
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+    end_with_parent()
 
 
 def _write(job: Job) -> Chunk:

@@ -1,8 +1,8 @@
 """A crop of a resized picture, without resizing all of it.
 
 The window of the source that the crop comes from is resized alone, at the same factor and (nearly) the same phase. What
-comes out differs from resizing first and cropping then by the interpolation of at most 1/16 of a source pixel; labels
-do not differ at all.
+comes out differs from resizing first and cropping then by the interpolation of at most 1/16 of a source pixel, or 1/4
+of one of the crop if that is less; labels do not differ at all.
 """
 
 from dataclasses import dataclass
@@ -78,7 +78,8 @@ def window(source: int, resized: int, first: int, count: int, *, antialias: bool
         errors = [abs(value - round(value)) for value in starts]
         best = min(range(MARGINS), key=errors.__getitem__)
         start, skip = round(starts[best]), least + best
-        if errors[best] > WORST_PHASE:  # factors near a whole number hardly change the phase
+        # Factors near a whole number hardly change the phase; small ones make several crop pixels of 1/16 of a pixel.
+        if errors[best] > min(WORST_PHASE, factor / 4):
             start, skip = 0, first
     end = min(source, floor((first + count) * factor + reach) + 2)
     return Window(start, end, skip, factor)
@@ -97,9 +98,14 @@ def resize_antialiased(pixels: np.ndarray, rows: Window, columns: Window, size: 
     """The same as Pillow's bilinear resize does, which widens the filter where the picture shrinks."""
     pixels = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of it
     image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # channels-last memory: torch's fast path
-    target = [rows.skip + size[0], columns.skip + size[1]]
-    grown = torch.ops.aten._upsample_bilinear2d_aa(image, target, False, 1 / rows.factor, 1 / columns.factor)
-    return grown[0].permute(1, 2, 0).numpy()[rows.skip :, columns.skip :]
+    ends = rows.skip + size[0], columns.skip + size[1]
+    # Where an axis keeps its length torch does nothing, whatever the factor: it is asked for one pixel more.
+    asked = [
+        end + (end == length and axis.factor != 1)
+        for end, length, axis in zip(ends, pixels.shape, (rows, columns), strict=False)
+    ]
+    grown = torch.ops.aten._upsample_bilinear2d_aa(image, asked, False, 1 / rows.factor, 1 / columns.factor)
+    return grown[0].permute(1, 2, 0).numpy()[rows.skip : ends[0], columns.skip : ends[1]]
 
 
 def nearest(source: int, resized: int, first: int, count: int, *, centred: bool) -> np.ndarray:

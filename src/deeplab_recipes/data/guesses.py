@@ -23,7 +23,10 @@ KNOWN = {
     181: "COCO-Stuff's (0..181)",
     182: "COCO-Stuff's (0..181, or 1..182)",
 }
-RENUMBER = "reduce_zero_label, with which 0 is ignored and 1..C become 0..C-1, as data=ade20k reads them"
+RENUMBER = (
+    "reduce_zero_label, with which 0 is ignored and 1..C become 0..C-1: so data=ade20k reads them, and data=folder "
+    "with ignore: [0] and value: 1, 2, ... for the classes of classes.yaml"
+)
 
 
 @dataclass
@@ -131,7 +134,11 @@ def _colours(stored: Stored, source: Source) -> str | None:
     lacking = sorted(stored.colours - {tuple(colour) for colour in source.palette})
     if 0 < len(lacking) < count:
         blurred = ": masks that were resized smoothly or saved as JPEG?" if len(lacking) > count / 2 else ""
-        return f"{len(lacking)} of {count} colours are not in the palette, like {lacking[0]}{blurred}"
+        are = "are" if len(lacking) > 1 else "is"
+        return (
+            f"an RGB mask, and {len(lacking)} of its {count} colours {are} not in the palette, like {lacking[0]}"
+            f"{blurred or '; data=folder with classes.yaml reads colours'}"
+        )
     own = "" if lacking else "; the colours are this data set's own"
     return f"an RGB mask of {count} colour{'s' * (count > 1)}: give a palette (data=folder with classes.yaml){own}"
 

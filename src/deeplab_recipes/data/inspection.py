@@ -2,7 +2,6 @@
 
 import hashlib
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,18 +14,20 @@ import cv2
 import numpy as np
 from PIL import Image
 from simplejpeg import decode_jpeg
-from tqdm import tqdm
 
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.guesses import Stored, guess_sizes, look_at_labels
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import Packed
-from deeplab_recipes.data.pictures import open_picture
-from deeplab_recipes.data.reading import read_image
+from deeplab_recipes.data.pictures import Photograph, open_picture
+from deeplab_recipes.data.progress import Meter
+from deeplab_recipes.data.reading import open_photograph, read_image
 from deeplab_recipes.data.sources.base import Pair, Source, require_same_size
+from deeplab_recipes.notices import end_with_parent
 
 CHUNK = 32  # pairs that a process reads before it answers
 PLAIN = (("JPEG", "RGB"), ("JPEG", "L"))  # what libjpeg-turbo turns into RGB as Pillow does
+JPEGS = {".jpg", ".jpeg"}
 ORIENTATION = 0x0112  # EXIF's tag: 1 is upright
 EXACT = 1 << 24  # OpenCV counts in float32, which is exact up to here
 Place = tuple[str, int]  # part and index of a pair
@@ -115,28 +116,45 @@ def inspect(parts: Mapping[str, Sequence[Pair]], source: Source, *, processes: i
     tallies = {part: Tally() for part in parts}
     pieces = [(part, start) for part, pairs in packed.items() for start in range(0, len(pairs), CHUNK)]
     total = sum(map(len, packed.values()))
-    with _readers(packed, source, processes) as spread, _bar(total) as bar:
+    with (
+        _readers(_Task(packed, source, _one_format(parts)), processes) as spread,
+        Meter("check", total, unit="pairs") as meter,
+    ):
         for (part, _), tally in zip(pieces, spread(_inspect_piece, pieces), strict=True):
             tallies[part].add(tally)
-            bar.update(tally.pairs)
+            meter.add(tally.pairs)
         candidates = _alike(tallies)
         places = [place for group in candidates for place in group]
-        bar.total += len(places)  # images that may be the same are read once more
-        digests = _counted(spread(_exact, places), bar)
+        meter.expect(len(places))  # images that may be the same are read once more
+        digests = _counted(spread(_exact, places), meter)
         twins = [twin for group in candidates for twin in _equal(group, digests)]
     return Inspection(tallies, twins)
 
 
-def _counted(results: Iterable[tuple[bytes, bytes]], bar: tqdm) -> Iterator[tuple[bytes, bytes]]:
+def _one_format(parts: Mapping[str, Sequence[Pair]]) -> bool:
+    """Whether all images are JPEGs, or none is."""
+    jpegs = {Path(pair.image.name).suffix.lower() in JPEGS for pairs in parts.values() for pair in pairs}
+    return len(jpegs) < 2
+
+
+def _counted(results: Iterable[tuple[bytes, bytes]], meter: Meter) -> Iterator[tuple[bytes, bytes]]:
     for result in results:
-        bar.update()
+        meter.add(1)
         yield result
 
 
-def inspect_pair(index: int, pair: Pair, source: Source, tally: Tally) -> None:
-    """Read a pair as training would, and count it."""
+def inspect_pair(index: int, pair: Pair, source: Source, tally: Tally, *, small: bool = True) -> None:
+    """Read a pair as training would, and count it.
+
+    Args:
+        index: of the pair in its part.
+        pair: what to read.
+        source: what reads its labels.
+        tally: where it is counted.
+        small: take the digest of a JPEG that is decoded small; it is none that the same image has in another format.
+    """
     tally.pairs += 1
-    size, labels = _look_at_image(index, pair, tally), _read_labels(pair, source, tally)
+    size, labels = _look_at_image(index, pair, tally, small=small), _read_labels(pair, source, tally)
     if size is not None and labels is not None:
         try:
             require_same_size(pair, size, labels.shape)
@@ -148,13 +166,15 @@ def inspect_pair(index: int, pair: Pair, source: Source, tally: Tally) -> None:
     tally.unusable.append(index)
 
 
-def _look_at_image(index: int, pair: Pair, tally: Tally) -> tuple[int, int] | None:
+def _look_at_image(index: int, pair: Pair, tally: Tally, *, small: bool) -> tuple[int, int] | None:
     """Return an image's size, or None if it cannot be read."""
     try:
         with open_picture(pair.image) as picture:
-            size, mode, kind = picture.size[::-1], picture.mode, picture.format
+            mode, kind = picture.mode, picture.format
             turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) not in (0, 1)
-        pixels = _decode(pair.image, tally) if (kind, mode) in PLAIN else read_image(pair.image)
+        photograph = open_photograph(pair.image)
+        plain = (kind, mode) in PLAIN
+        pixels = _decode(pair.image, photograph, tally, small=small) if plain else photograph.pixels()
     except (ValueError, OSError) as error:
         tally.note("unreadable", pair.image, error)
         return None
@@ -162,18 +182,19 @@ def _look_at_image(index: int, pair: Pair, tally: Tally) -> tuple[int, int] | No
         tally.note(f"mode {mode}", pair.image, f"{pair.image} is {mode}")
     if turned:
         tally.note("turned", pair.image, f"{pair.image} is stored turned or mirrored")
-    tally.digests[index] = _digest(pixels, size)
-    return size
+    tally.digests[index] = _digest(pixels, photograph.shape)
+    return photograph.shape
 
 
-def _decode(file: File, tally: Tally) -> np.ndarray:
-    """Decode a JPEG at the smallest scale: that still reads every byte, and takes half the time."""
+def _decode(file: File, photograph: Photograph, tally: Tally, *, small: bool) -> np.ndarray:
+    """Decode a JPEG; at the smallest scale that still reads every byte, and takes half the time."""
+    least = int(small)  # 0: as it is
     try:
-        return decode_jpeg(file.read_bytes(), "RGB", min_height=1, min_width=1)
+        pixels = decode_jpeg(file.read_bytes(), "RGB", min_height=least, min_width=least)
     except ValueError as error:
-        pixels = read_image(file)  # what training uses has the last word
+        pixels = photograph.pixels()  # what training uses has the last word
         tally.note("damaged", file, f"{file} has damaged places ({error})")
-        return pixels
+    return pixels[:, : photograph.shape[1]]  # a tiled one is filled up to the right
 
 
 def _read_labels(pair: Pair, source: Source, tally: Tally) -> np.ndarray | None:
@@ -224,33 +245,37 @@ def _equal(group: list[Place], digests: Iterator[tuple[bytes, bytes]]) -> list[T
     return [Twins(tuple(place for place, _ in t), same_labels=len({labels for _, labels in t}) == 1) for t in same]
 
 
-# What a reading process works on, set once in each.
-_packed: Mapping[str, Packed[Pair]] = {}
-_source: Source
+@dataclass(frozen=True)
+class _Task:
+    """What a reading process works on; see `inspect` and `inspect_pair`."""
+
+    packed: Mapping[str, Packed[Pair]]
+    source: Source
+    small: bool
 
 
-def _start(packed: Mapping[str, Packed[Pair]], source: Source, *, own: bool) -> None:
-    global _packed, _source
-    _packed, _source = packed, source
-    if own:
-        cv2.setNumThreads(0)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
+_task: _Task  # of this process
+
+
+def _start(task: _Task) -> None:
+    global _task
+    _task = task
 
 
 def _inspect_piece(piece: Place) -> Tally:
     part, start = piece
-    tally, pairs = Tally(), _packed[part]
+    tally, pairs = Tally(), _task.packed[part]
     for index in range(start, min(start + CHUNK, len(pairs))):
-        inspect_pair(index, pairs[index], _source, tally)
+        inspect_pair(index, pairs[index], _task.source, tally, small=_task.small)
     return tally
 
 
 def _exact(place: Place) -> tuple[bytes, bytes]:
     """Return a digest of all pixels of an image, and one of its labels."""
-    pair = _packed[place[0]][place[1]]
+    pair = _task.packed[place[0]][place[1]]
     image = read_image(pair.image)
     try:
-        stored = _source.labels(pair)
+        stored = _task.source.labels(pair)
         labels = _digest(stored, stored.shape)
     except (ValueError, OSError):
         labels = b""
@@ -258,13 +283,13 @@ def _exact(place: Place) -> tuple[bytes, bytes]:
 
 
 @contextmanager
-def _readers(packed: Mapping[str, Packed[Pair]], source: Source, processes: int) -> Iterator:
+def _readers(task: _Task, processes: int) -> Iterator:
     """Give a `map` that spreads work over processes; its results come in order."""
     if processes == 0:
-        _start(packed, source, own=False)
+        _start(task)
         yield map
         return
-    pool = ProcessPoolExecutor(processes, initializer=_start_own, initargs=(packed, source))
+    pool = ProcessPoolExecutor(processes, initializer=_start_own, initargs=(task,))
     try:
         yield pool.map
     except BrokenProcessPool:
@@ -275,9 +300,9 @@ def _readers(packed: Mapping[str, Packed[Pair]], source: Source, processes: int)
         pool.shutdown(cancel_futures=True)
 
 
-def _start_own(packed: Mapping[str, Packed[Pair]], source: Source) -> None:
-    _start(packed, source, own=True)
-
-
-def _bar(total: int) -> tqdm:
-    return tqdm(total=total, disable=not sys.stderr.isatty(), dynamic_ncols=True, unit="pair", desc="check")
+def _start_own(task: _Task) -> None:
+    """Prepare a process: Ctrl-C is its parent's affair, and with its parent it ends."""
+    _start(task)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

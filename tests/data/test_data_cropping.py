@@ -1,12 +1,16 @@
 """What is cropped first and resized then is what the originals resize first and crop then."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from deeplab_recipes.data.cropping import Box, crop_image, crop_labels, window
-from deeplab_recipes.data.pictures import Decoded
+from deeplab_recipes.data.pictures import Decoded, Jpeg
+from deeplab_recipes.data.tiled_jpeg import Tiled, tile
 from deeplab_recipes.data.transforms import TrainingTransform
 
 PIPELINES = ["square", "keep_ratio"]
@@ -171,3 +175,18 @@ def test_reduced_decoding_is_nearly_what_smoothing_gives(factor, real_data, tmp_
     images = [t(photograph, labels, np.random.default_rng(0))["image"].astype(int) for t in (transform, reduced)]
     assert not np.array_equal(*images)
     assert np.abs(images[0] - images[1]).mean() < 4
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_reduced_decoding_does_not_shift(factor, tiles):
+    """The last pixel of a JPEG decoded at a half is half a pixel where the size is odd."""
+    steps = np.abs(np.arange(factor * 128 + 1) % (32 * factor) - 16 * factor) * (15 / factor)  # slopes both ways
+    pixels = np.repeat(steps[:, None], 3, axis=1).astype(np.uint8)[None].repeat(64 * factor + 1, axis=0)
+    content = simplejpeg.encode_jpeg(pixels, quality=98, colorsubsampling="444")
+    photograph = Tiled(tile(content), Path("x")) if tiles else Jpeg(content, Path("x"))
+    size = 60, 120
+    expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))[:, -40:]
+    found = crop_image(photograph.reduced(factor), size, Box(0, 80, 60, 40), "square")
+    edges = [slice(4, 12), slice(14, 22), slice(24, 32)]
+    assert max(abs(float(found[:, e].mean()) - float(expected[:, e].mean())) for e in edges) < 1.5

@@ -32,8 +32,8 @@ class Box(NamedTuple):
 def crop_image(photograph: Photograph, size: tuple[int, int], box: Box, pipeline: Pipeline) -> np.ndarray:
     """Return the box (height, width, 3) of the photograph resized to `size` as the pipeline's original does."""
     antialias = pipeline == "square"
-    rows = window(photograph.shape[0], size[0], box.top, box.height, antialias=antialias)
-    columns = window(photograph.shape[1], size[1], box.left, box.width, antialias=antialias)
+    rows = window(photograph.extent[0], size[0], box.top, box.height, antialias=antialias)
+    columns = window(photograph.extent[1], size[1], box.left, box.width, antialias=antialias)
     pixels = photograph.region(rows.start, rows.end, columns.start, columns.end)
     resize = resize_antialiased if antialias else resize_linear
     return resize(pixels, rows, columns, (box.height, box.width))
@@ -57,14 +57,14 @@ class Window:
     factor: float
 
 
-def window(source: int, resized: int, first: int, count: int, *, antialias: bool = False) -> Window:
+def window(source: float, resized: int, first: int, count: int, *, antialias: bool = False) -> Window:
     """Find the window for output pixels [first, first + count) of an axis that goes from `source` to `resized` pixels.
 
     Output pixel i of a resized picture lies at (i + 1/2) * factor - 1/2 in the source. A window that starts at a whole
     source pixel near (first - skip) * factor has the same phase to within the rounding, for a good choice of `skip`.
 
     Args:
-        source, resized: length of the axis before and after.
+        source, resized: length of the axis before (its last pixel need not be whole) and after.
         first, count: the crop's pixels after.
         antialias: the filter reaches `factor` source pixels to each side, not 1, where the picture shrinks.
     """
@@ -81,7 +81,7 @@ def window(source: int, resized: int, first: int, count: int, *, antialias: bool
         # Factors near a whole number hardly change the phase; small ones make several crop pixels of 1/16 of a pixel.
         if errors[best] > min(WORST_PHASE, factor / 4):
             start, skip = 0, first
-    end = min(source, floor((first + count) * factor + reach) + 2)
+    end = min(ceil(source), floor((first + count) * factor + reach) + 2)
     return Window(start, end, skip, factor)
 
 

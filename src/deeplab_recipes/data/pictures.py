@@ -86,9 +86,15 @@ def unreadable(file: File, error: Exception) -> ValueError:
 
 
 class Photograph(Protocol):
-    """A photograph whose size is known, and whose pixels are decoded when they are asked for."""
+    """A photograph whose size is known, and whose pixels are decoded when they are asked for.
+
+    Attributes:
+        shape: (height, width) in pixels.
+        extent: the same, but exact where it was decoded at a part of its size and the last pixels are not whole.
+    """
 
     shape: tuple[int, int]
+    extent: tuple[float, float]
 
     def pixels(self) -> np.ndarray:
         """Return all pixels, (H, W, 3) uint8 RGB."""
@@ -111,7 +117,8 @@ class Decoded:
     """
 
     def __init__(self, pixels: np.ndarray) -> None:
-        self.shape, self._pixels = pixels.shape[:2], pixels
+        self.shape = self.extent = pixels.shape[:2]
+        self._pixels = pixels
 
     def pixels(self) -> np.ndarray:
         """Return (H, W, 3) uint8."""
@@ -150,6 +157,7 @@ class Jpeg:
         if is_too_large(height, width):
             raise unreadable(file, ValueError("decompression bomb"))
         self.shape = -(-height // reduction), -(-width // reduction)
+        self.extent = height / reduction, width / reduction
 
     def pixels(self) -> np.ndarray:
         """Return (H, W, 3) uint8 RGB."""

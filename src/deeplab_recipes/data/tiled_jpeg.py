@@ -333,7 +333,7 @@ class Tiled(Jpeg):
         self.wide, self.sof = wide * INTERVAL, sof
         self.rows, self.columns = -(-self.shape[0] // self.tall), -(-width // self.wide)
         self.filled = width < self.shape[1]
-        self.shape = self.shape[0], width
+        self.shape = self.extent = self.shape[0], width
         if lengths.size != self.rows * self.columns:
             raise unreadable(file, ValueError(f"{lengths.size} tiles instead of {self.rows} x {self.columns}"))
         self.lengths = lengths.reshape(self.rows, self.columns).astype(np.int64) + 2  # with the marker behind each
@@ -346,6 +346,7 @@ class Tiled(Jpeg):
         """Return it at 1 / `factor` of its size, for a factor of 2, 4 or 8."""
         whole = Jpeg(self.content, self.file, factor)
         whole.shape = whole.shape[0], -(-self.shape[1] // factor)
+        whole.extent = self.shape[0] / factor, self.shape[1] / factor
         return whole
 
     def region(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:

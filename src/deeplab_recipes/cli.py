@@ -227,6 +227,24 @@ def convert(settings: DictConfig) -> None:
         sys.exit(130)
 
 
+def import_weights(settings: DictConfig) -> None:
+    """Turn another program's weights into a checkpoint of this package, and say what was found."""
+    values = _plain(settings)
+    if values["source"] == config.MISSING:
+        raise ValueError("source=... is missing: the program that wrote the file; deeplab import --help lists them")
+    from deeplab_recipes.importing import import_model
+
+    named = {"source": "", "file": "", "output": "", "name": ""}
+    config.require_settings(import_model, values, mandatory=named)
+    del values["name"]
+    for key, meaning in {"file": "what that program wrote", "output": "the checkpoint to write"}.items():
+        if values[key] is None:
+            raise ValueError(f"{key}=... is missing: {meaning}")
+    file = str(values.pop("file"))
+    output = str(values.pop("output"))
+    print(import_model(values.pop("source"), file, output, **values))
+
+
 VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train and evaluate a recipe, e.g. deeplab train +recipe=quickstart"),
     "plan": (plan, "say what a training will do and how it differs from the published one, before it starts"),
@@ -236,6 +254,10 @@ VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
         "read a whole data set and what is wrong with it, e.g. deeplab check data=camvid data.root=DIR",
     ),
     "convert": (convert, "write a data set as shards, e.g. deeplab convert data=camvid data.root=DIR output=DIR"),
+    "import": (
+        import_weights,
+        "make a checkpoint of another program's weights, e.g. deeplab import source=mmsegmentation file=F output=F",
+    ),
 }
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from command import Command
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from deeplab_recipes import build_deeplab, cli, importing, load_predictor
+from deeplab_recipes import build_deeplab, cli, config, importing, load_predictor
 from deeplab_recipes.model import importers
 from deeplab_recipes.model.importers.base import Imported
 
@@ -25,7 +27,13 @@ NAMES = ("sky", "road", "car", "tree")
 
 
 @pytest.fixture
-def source(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Imported]:
+def hints() -> dict[str, Any]:
+    """What the importer was given."""
+    return {}
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch, hints: dict[str, Any]) -> Callable[..., Imported]:
     """Put a small model in the place of what mmsegmentation's importer reads; gives what it was."""
 
     def put(**changes: Any) -> Imported:
@@ -36,6 +44,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Imported]:
         imported = Imported(**{"model": MODEL, "state": state, **given, **changes})
 
         def read(file: Path, *, output_stride: int | None = None, head: str | None = None) -> Imported:
+            hints.update(file=file.name, output_stride=output_stride, head=head)
             return imported
 
         monkeypatch.setattr(importers.mmsegmentation, "read", read)
@@ -125,8 +134,8 @@ def test_classes_of_a_set_and_the_background_before_them(source, file):
         (["classes=nowhere.txt"], "classes=nowhere.txt is neither a file nor one of voc, cityscapes, ade20k, camvid"),
         (["width_multiplier=0.5"], "width_multiplier=0.5 tells nothing of a file of source=mmsegmentation; it takes "
          "output_stride, head"),
-        (["source=mmsegmentaton"], "unknown source 'mmsegmentaton'; valid: tensorflow, keras, composer, mmsegmentation. "
-         "Did you mean 'mmsegmentation'?"),
+        (["source=mmsegmentaton"], "unknown source 'mmsegmentaton'; valid: tensorflow, keras, composer, "
+         "mmsegmentation. Did you mean 'mmsegmentation'?"),
         (["source=???"], "source=... is missing"),
         (["file=null"], "file=... is missing: what that program wrote"),
         (["output=null"], "output=... is missing: the checkpoint to write"),
@@ -161,6 +170,19 @@ def test_state_that_does_not_fit_writes_nothing(source, file, deeplab):
     answer = run(deeplab)
     assert "1 of another shape (head.conv_seg.bias (3,) for (4,))" in answer.err
     assert not Path("out").exists()
+
+
+def test_file_and_hints_reach_the_importer(source, file, deeplab, hints):
+    source()
+    assert run(deeplab, "output_stride=16", "head=deeplabv3plus").code == 0
+    assert hints == {"file": "m.pth", "output_stride": 16, "head": "deeplabv3plus"}
+
+
+def test_settings_are_those_that_are_tested_here():
+    with initialize_config_dir(str(config.yamls_folder()), version_base="1.3"):
+        leaves = OmegaConf.to_container(compose("import")).keys()
+    changed = {"source", "file", "output", "classes", "overwrite", "output_stride", "width_multiplier", "head"}
+    assert leaves - {"name"} == changed  # test_published.py has the name
 
 
 def test_usage_lists_it():

@@ -227,6 +227,58 @@ def convert(settings: DictConfig) -> None:
         sys.exit(130)
 
 
+def import_weights(settings: DictConfig) -> None:
+    """Turn another program's weights into a checkpoint of this package, and say what was found."""
+    values = _plain(settings)
+    if values["source"] == config.MISSING:
+        raise ValueError("source=... is missing: the program that wrote the file; deeplab import --help lists them")
+    if values["source"] == "zoo":
+        _import_published(values)
+        return
+    from deeplab_recipes.importing import import_model
+
+    config.require_settings(import_model, values, mandatory=IMPORT_SETTINGS)
+    if values.pop("name") is not None:
+        raise ValueError("name=... is for source=zoo; of a file of your own give file=...")
+    for key in ("file", "output"):
+        if values[key] is None:
+            raise ValueError(f"{key}=... is missing: {IMPORT_SETTINGS[key]}")
+    print(import_model(**{**values, "file": str(values["file"]), "output": str(values["output"])}))
+
+
+IMPORT_SETTINGS = {
+    "source": "the program that wrote the file",
+    "file": "what that program wrote",
+    "output": "the checkpoint to write",
+    "name": "of a published model",
+}
+
+
+def _import_published(values: dict[str, Any]) -> None:
+    """Fetch a published model, or list them all where none is named."""
+    from deeplab_recipes.model.zoo import MODELS, find
+
+    known = ("source", "name", "output", "overwrite")
+    stray = [f"{key}={value}" for key, value in values.items() if key not in known and value is not None]
+    if stray:
+        raise ValueError(f"{stray[0]} has no part in source=zoo, which takes name, output and overwrite")
+    if values["name"] is None:
+        print("\n".join(map(str, MODELS.values())))
+        print("deeplab import source=zoo name=NAME output=MODEL.ckpt fetches one; a training takes weights=zoo:NAME")
+        return
+    model = find(str(values["name"]))
+    if values["output"] is None:
+        raise ValueError(f"output=... is missing: {IMPORT_SETTINGS['output']}")
+    from deeplab_recipes.published import import_published
+
+    config.require_settings(
+        import_published,
+        {**dict.fromkeys(IMPORT_SETTINGS), **{key: values[key] for key in known}},
+        mandatory=IMPORT_SETTINGS,
+    )
+    print(import_published(model, str(values["output"]), overwrite=values["overwrite"]))
+
+
 VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
     "train": (train, "train and evaluate a recipe, e.g. deeplab train +recipe=quickstart"),
     "plan": (plan, "say what a training will do and how it differs from the published one, before it starts"),
@@ -236,6 +288,10 @@ VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
         "read a whole data set and what is wrong with it, e.g. deeplab check data=camvid data.root=DIR",
     ),
     "convert": (convert, "write a data set as shards, e.g. deeplab convert data=camvid data.root=DIR output=DIR"),
+    "import": (
+        import_weights,
+        "make a checkpoint of another program's weights, e.g. deeplab import source=mmsegmentation file=F output=F",
+    ),
 }
 
 

@@ -1,1 +1,3 @@
-"""Weights of other DeepLab programs: each module reads one program's files, see `base.Imported`."""
+"""Weights of other DeepLab programs: a module for each program reads its files, see `base.Imported`."""
+
+SOURCES = ("tensorflow", "keras", "composer", "mmsegmentation")

@@ -13,7 +13,16 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 FORMAT_VERSION = 1
-ADDED = {"auxiliary_head": False, "freeze_batchnorm": False}  # arguments of the model that older checkpoints lack
+ADDED = {  # arguments of the model that older checkpoints lack; others that they lack are None
+    "auxiliary_head": False,
+    "freeze_batchnorm": False,
+    "image_pooling": True,
+    "batchnorm_momentum": 0.1,
+    "batchnorm_scale": True,
+    "width_divisor": 8,
+    "padding": "symmetric",
+    "low_level_features": "block",
+}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

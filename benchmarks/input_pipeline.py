@@ -31,12 +31,12 @@ import torch
 from PIL import Image
 
 from deeplab_recipes.data import SegmentationDataModule
-from deeplab_recipes.data.convert import convert
 from deeplab_recipes.data.dataset import SegmentationDataset, collate
 from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sampler import Draw
-from deeplab_recipes.data.shards import Shards
+from deeplab_recipes.data.shards.convert import convert
+from deeplab_recipes.data.shards.source import Shards
 from deeplab_recipes.data.sources import ADE20k, CamVid
 from deeplab_recipes.data.sources.base import Pair, Source
 from deeplab_recipes.data.transforms import MEAN_PIXEL, TrainingTransform

@@ -14,7 +14,7 @@ from command import Command
 from loopback import Loopback, serving
 
 from deeplab_recipes import build_deeplab, load_predictor
-from deeplab_recipes.data import transfer
+from deeplab_recipes.fetching import transfer
 from deeplab_recipes.model import zoo
 from deeplab_recipes.model.importers.base import Imported
 from deeplab_recipes.model.zoo import MODELS, Published
@@ -122,6 +122,7 @@ def test_archive_is_unpacked(read, cache, tmp_path):
         (packed("export/frozen_inference_graph.pb")[:40], "is damaged or cut short"),
         (b"<!DOCTYPE html>", "is no zip or tar archive but a web page"),
     ],
+    ids=["leaves", "lacks", "damaged", "page"],  # an archive holds the time, and parallel tests need one name
 )
 def test_bad_archives(content, words, read, tmp_path):
     with serving(Loopback(content)) as server:

@@ -161,9 +161,9 @@ def plan(settings: DictConfig) -> None:
 
 def download(settings: DictConfig) -> None:
     """Fetch a data set, check and unpack it, and say what to do with it."""
-    from deeplab_recipes.data.download import download as fetch_set
-    from deeplab_recipes.data.download import find_set
-    from deeplab_recipes.data.download_sets import SETS
+    from deeplab_recipes.data.download.fetch import download as fetch_set
+    from deeplab_recipes.data.download.fetch import find_set
+    from deeplab_recipes.data.download.sets import SETS
 
     values = _plain(settings)
     mandatory = {"set": f"the data set to fetch, one of {', '.join(SETS)}", "root": "the folder that is to hold it"}
@@ -195,8 +195,8 @@ def check(settings: DictConfig) -> None:
     if "sweep" in values or _sweeping():
         raise ValueError("a check is of one data set: leave out sweep=... and -m")
     source = config.assemble_source(values, _recipe_alone())
-    from deeplab_recipes.data.check import check_set
-    from deeplab_recipes.data.report import as_text
+    from deeplab_recipes.data.checking.check import check_set
+    from deeplab_recipes.data.checking.report import as_text
 
     data = values["data"]
     output = values["output"] or f"runs/check/{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"

@@ -286,7 +286,7 @@ def assemble_source(values: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     for name, value in (("data.workers", data["workers"]), ("sheet_pairs", values["sheet_pairs"])):
         if (type(value) is not int or value < 0) and (name, value) != ("data.workers", "auto"):
             raise ValueError(f"{name} is {value!r}; it takes a whole number of at least 0")
-    from deeplab_recipes.data.shards import open_source
+    from deeplab_recipes.data.shards.source import open_source
 
     return open_source(build(data["source"], "data.source"), data["root"], cache=data["cache"])
 
@@ -338,7 +338,7 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
 
 def _number_of_classes(parts: Mapping[str, Any]) -> int:
     """Count the classes; where they are the data's own, the data have to be there."""
-    from deeplab_recipes.data.shards import open_source
+    from deeplab_recipes.data.shards.source import open_source
 
     data = parts["data"].keywords
     classes = getattr(data["source"].func, "classes", None)
@@ -350,14 +350,14 @@ def _number_of_classes(parts: Mapping[str, Any]) -> int:
 
 
 def _is_there(root: str) -> bool:
-    from deeplab_recipes.data.stores import is_bucket
+    from deeplab_recipes.data.shards.stores import is_bucket
 
     return root != MISSING and (is_bucket(root) or Path(root).exists())
 
 
 def _training_images(parts: Mapping[str, Any]) -> int:
     """Count the training images on disk; without data, take the number that is drawn or was published."""
-    from deeplab_recipes.data.shards import open_source
+    from deeplab_recipes.data.shards.source import open_source
 
     data = parts["data"].keywords
     if _is_there(data["root"]):
@@ -378,7 +378,7 @@ def assemble_conversion(values: Mapping[str, Any], data: Mapping[str, Any]) -> C
     Raises:
         ValueError: for a setting that cannot work, or that has no part in a conversion.
     """
-    from deeplab_recipes.data.convert import convert
+    from deeplab_recipes.data.shards.convert import convert
 
     values = dict(values)
     require_data_root(values)

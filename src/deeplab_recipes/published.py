@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from deeplab_recipes import __version__
-from deeplab_recipes.data.transfer import fetch, note_of
-from deeplab_recipes.data.unpack import unpack
+from deeplab_recipes.fetching.transfer import fetch, note_of
+from deeplab_recipes.fetching.unpack import unpack
 from deeplab_recipes.importing import Report, import_model
 from deeplab_recipes.model.zoo import Published
 

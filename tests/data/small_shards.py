@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_recipes.data.convert import Summary, convert
+from deeplab_recipes.data.shards.convert import Summary, convert
 from deeplab_recipes.data.sources import ADE20k
 from deeplab_recipes.data.sources.base import Source
 

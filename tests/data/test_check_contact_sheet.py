@@ -3,7 +3,7 @@ import pytest
 from labelled_set import NAMES, LabelledSet, bands, photograph, relabel, write_pair, write_set
 from PIL import Image, ImageDraw
 
-from deeplab_recipes.data.contact_sheet import ACROSS, GAP, MARGIN, PANEL, contact_sheet
+from deeplab_recipes.data.checking.contact_sheet import ACROSS, GAP, MARGIN, PANEL, contact_sheet
 from deeplab_recipes.drawing import font_for
 
 

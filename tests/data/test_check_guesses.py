@@ -3,7 +3,7 @@ import pytest
 from labelled_set import NAMES, LabelledSet, bands
 from PIL import Image
 
-from deeplab_recipes.data.guesses import guess, guess_numbering, look_at_all, look_at_labels
+from deeplab_recipes.data.checking.guesses import guess, guess_numbering, look_at_all, look_at_labels
 from deeplab_recipes.data.sources import Folder
 from deeplab_recipes.data.sources.base import Pair
 

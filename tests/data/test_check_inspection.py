@@ -7,8 +7,8 @@ import pytest
 from labelled_set import HEIGHT, WIDTH, LabelledSet, bands, photograph, write_pair, write_set
 from PIL import Image
 
-from deeplab_recipes.data import inspection
-from deeplab_recipes.data.inspection import inspect
+from deeplab_recipes.data.checking import inspection
+from deeplab_recipes.data.checking.inspection import inspect
 from deeplab_recipes.data.sources.base import read_pair
 
 

@@ -9,8 +9,8 @@ import pytest
 from labelled_set import NAMES, LabelledSet, bands, photograph, relabel, write_pair, write_set
 from PIL import Image
 
-from deeplab_recipes.data.check import check_pairs, check_set
-from deeplab_recipes.data.report import as_text
+from deeplab_recipes.data.checking.check import check_pairs, check_set
+from deeplab_recipes.data.checking.report import as_text
 from deeplab_recipes.data.sources import ADE20k, CamVid
 
 

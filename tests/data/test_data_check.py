@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_recipes.data.check import check_pairs
+from deeplab_recipes.data.checking.check import check_pairs
 from deeplab_recipes.data.labels import plain_encoding
 from deeplab_recipes.data.sources import ADE20k
 

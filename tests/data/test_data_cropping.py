@@ -10,7 +10,7 @@ from PIL import Image
 
 from deeplab_recipes.data.cropping import Box, crop_image, crop_labels, window
 from deeplab_recipes.data.pictures import Decoded, Jpeg
-from deeplab_recipes.data.tiled_jpeg import Tiled, tile
+from deeplab_recipes.data.shards.tiled_jpeg import Tiled, tile
 from deeplab_recipes.data.transforms import TrainingTransform
 
 PIPELINES = ["square", "keep_ratio"]

@@ -24,12 +24,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from deeplab_recipes import cli, config
-from deeplab_recipes.data import download as module
-from deeplab_recipes.data import transfer
-from deeplab_recipes.data.download import download, find_set
-from deeplab_recipes.data.download_checks import git_tree
-from deeplab_recipes.data.download_sets import SBD, SETS, VOC, Archive, DataSet
+from deeplab_recipes.data.download import fetch as module
+from deeplab_recipes.data.download.checks import git_tree
+from deeplab_recipes.data.download.fetch import download, find_set
+from deeplab_recipes.data.download.sets import SBD, SETS, VOC, Archive, DataSet
 from deeplab_recipes.data.sources import ADE20k
+from deeplab_recipes.fetching import transfer
 
 NAME = "ADEChallengeData2016"
 

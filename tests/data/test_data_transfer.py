@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from loopback import Loopback, serving
 
-from deeplab_recipes.data import transfer
-from deeplab_recipes.data.progress import Meter
+from deeplab_recipes.fetching import transfer
+from deeplab_recipes.fetching.progress import Meter
 
 CONTENT = bytes(range(256)) * 1000
 OTHER = CONTENT[::-1] + b"more"
@@ -178,7 +178,7 @@ def test_the_meter_says_rate_and_time_left():
 
 
 def test_the_meter_counts_other_things(capsys, monkeypatch):
-    monkeypatch.setattr("deeplab_recipes.data.progress.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("deeplab_recipes.fetching.progress.QUIET_SECONDS", 0.0)
     with Meter("check", 20_000, unit="pairs") as meter:
         meter.done = 9_999
         assert meter.line(meter.began + 10) == "check  9,999 pairs of 20,000 pairs  1,000 pairs/s  00:10 left"
@@ -190,7 +190,7 @@ def test_the_meter_counts_other_things(capsys, monkeypatch):
 
 
 def test_the_meter_prints_a_line_now_and_then(capsys, monkeypatch):
-    monkeypatch.setattr("deeplab_recipes.data.progress.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("deeplab_recipes.fetching.progress.QUIET_SECONDS", 0.0)
     with Meter("x" * 60, 10) as meter:
         meter.reach(5)
     line = capsys.readouterr().err

@@ -12,8 +12,8 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import pytest
 
-from deeplab_recipes.data import unpack as module
-from deeplab_recipes.data.unpack import unpack
+from deeplab_recipes.fetching import unpack as module
+from deeplab_recipes.fetching.unpack import unpack
 
 PLACES = {"set/images": "images", "set/list.txt": "lists/list.txt"}
 FILES = {"set/images/a b.jpg": b"a", "set/images/deep/ü.jpg": b"b", "set/list.txt": b"c", "set/readme": b"d"}

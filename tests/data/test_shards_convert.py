@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from small_shards import assert_same_samples, content, converted, die, in_another_process
 
-from deeplab_recipes.data import convert as conversion
 from deeplab_recipes.data.dataset import SegmentationDataset
-from deeplab_recipes.data.shards import Shards, open_source
+from deeplab_recipes.data.shards import convert as conversion
+from deeplab_recipes.data.shards.source import Shards, open_source
+from deeplab_recipes.data.shards.stores import Folder
 from deeplab_recipes.data.sources import ADE20k, CamVid
 from deeplab_recipes.data.sources import Folder as FolderSource
 from deeplab_recipes.data.sources.base import Source
-from deeplab_recipes.data.stores import Folder
 from deeplab_recipes.data.transforms import EvaluationTransform
 
 

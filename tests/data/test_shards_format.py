@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from deeplab_recipes.data import label_codec
-from deeplab_recipes.data.manifest import Chunk, Manifest, Origin, Sample, describe_source
+from deeplab_recipes.data.shards import label_codec
+from deeplab_recipes.data.shards.manifest import Chunk, Manifest, Origin, Sample, describe_source
 from deeplab_recipes.data.sources import ADE20k, CamVid
 
 
@@ -61,7 +61,7 @@ def test_manifest_with_any_byte_changed_is_refused():
 
 
 def test_manifest_of_another_version(monkeypatch):
-    monkeypatch.setattr("deeplab_recipes.data.manifest.FORMAT_VERSION", 2)
+    monkeypatch.setattr("deeplab_recipes.data.shards.manifest.FORMAT_VERSION", 2)
     content = manifest().to_bytes()
     monkeypatch.undo()
     with pytest.raises(ValueError, match="of version 2, this program reads version 1; convert the data again"):

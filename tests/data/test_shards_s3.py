@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from small_shards import assert_same_samples, content, converted, die, in_another_process
 
-from deeplab_recipes.data import SegmentationDataModule, stores
-from deeplab_recipes.data.shards import Shards
+from deeplab_recipes.data import SegmentationDataModule
+from deeplab_recipes.data.shards import stores
+from deeplab_recipes.data.shards.source import Shards
+from deeplab_recipes.data.shards.stores import Bucket
 from deeplab_recipes.data.sources import ADE20k
-from deeplab_recipes.data.stores import Bucket
 
 SIZES = {"crop_size": (40, 48), "base_size": (40, 48), "evaluate_sizes": {"square": (36, 44)}}
 

@@ -12,11 +12,11 @@ from small_shards import content, converted
 
 from deeplab_recipes.cli import main
 from deeplab_recipes.data import SegmentationDataModule
-from deeplab_recipes.data.shards import Shards, open_source
+from deeplab_recipes.data.shards.source import Shards, open_source
+from deeplab_recipes.data.shards.tiled_jpeg import is_tiled
 from deeplab_recipes.data.sources import ADE20k, CamVid
 from deeplab_recipes.data.sources.base import read_pair
 from deeplab_recipes.data.sources.shapes import CLASSES
-from deeplab_recipes.data.tiled_jpeg import is_tiled
 
 SIZES = {"crop_size": (40, 48), "base_size": (40, 48), "evaluate_sizes": {"square": (36, 44), "keep_ratio": (60, 40)}}
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from deeplab_recipes import config
 from deeplab_recipes.cli import main
-from deeplab_recipes.data.convert import convert
+from deeplab_recipes.data.shards.convert import convert
 from deeplab_recipes.data.sources import CamVid
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from deeplab_recipes.cli import main; main()"

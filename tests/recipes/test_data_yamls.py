@@ -14,7 +14,7 @@ from small_sets import COUNTS, write
 from deeplab_recipes import config
 from deeplab_recipes.cli import main
 from deeplab_recipes.data import SegmentationDataModule
-from deeplab_recipes.data.convert import convert
+from deeplab_recipes.data.shards.convert import convert
 from deeplab_recipes.data.sources import Folder
 from deeplab_recipes.training import train
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from deeplab_recipes import cli, config
-from deeplab_recipes.data import check
+from deeplab_recipes.data.checking import check
 from deeplab_recipes.data.sources.base import read_pair
 from deeplab_recipes.training import Run, train
 

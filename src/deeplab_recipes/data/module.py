@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from deeplab_recipes.data.check import check_pairs
+from deeplab_recipes.data.checking.check import check_pairs
 from deeplab_recipes.data.colours import Photometric
 from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
 from deeplab_recipes.data.device import normalize, prepare
 from deeplab_recipes.data.files import size_of
 from deeplab_recipes.data.kept import keep
 from deeplab_recipes.data.sampler import EvaluationSampler, TrainingSampler
-from deeplab_recipes.data.shards import Shards, open_source
+from deeplab_recipes.data.shards.source import Shards, open_source
+from deeplab_recipes.data.shards.stores import is_bucket
 from deeplab_recipes.data.sources.base import Source
-from deeplab_recipes.data.stores import is_bucket
 from deeplab_recipes.data.transforms import (
     MEAN,
     PIPELINES,
@@ -45,7 +45,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     Args:
         source: called with `root`, gives the data set.
-        root: folder of the data, in the source's layout or as shards (see `data.shards`), or shards at s3://....
+        root: folder of the data, in the source's layout or as shards (see `data.shards.source`), or shards at s3://....
         batch_size: GLOBAL training batch.
         evaluate_batch_size: images per device in evaluation.
         pipeline: "square" or "keep_ratio", the training transform (see `data.transforms`).

@@ -18,7 +18,7 @@ from deeplab_recipes.data.pictures import (
     stored_numbers,
     unreadable,
 )
-from deeplab_recipes.data.tiled_jpeg import Tiled, is_tiled
+from deeplab_recipes.data.shards.tiled_jpeg import Tiled, is_tiled
 
 JPEG_START = b"\xff\xd8"
 

@@ -1,8 +1,8 @@
 """Writing one file of shards: pairs become bytes, and litdata packs them.
 
 An image stays the file that it was if it is a JPEG or PNG with three channels of 8 bits; others become such a PNG,
-which decodes to the same pixels. JPEGs are tiled if asked for, see `data.tiled_jpeg`. Labels are stored as classes, see
-`data.label_codec`.
+which decodes to the same pixels. JPEGs are tiled if asked for, see `tiled_jpeg`. Labels are stored as classes, see
+`label_codec`.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from deeplab_recipes.data import label_codec
 from deeplab_recipes.data.dataset import OnCorrupt
 from deeplab_recipes.data.files import File
-from deeplab_recipes.data.manifest import Chunk, Sample
 from deeplab_recipes.data.pictures import PNG_START, open_picture
 from deeplab_recipes.data.reading import read_image
-from deeplab_recipes.data.shards import UNFINISHED
+from deeplab_recipes.data.shards import label_codec
+from deeplab_recipes.data.shards.manifest import Chunk, Sample
+from deeplab_recipes.data.shards.source import UNFINISHED
+from deeplab_recipes.data.shards.stores import open_store, unwritable
+from deeplab_recipes.data.shards.tiled_jpeg import CannotTile, tile
 from deeplab_recipes.data.sources.base import Pair, Source, read_pair
-from deeplab_recipes.data.stores import open_store, unwritable
-from deeplab_recipes.data.tiled_jpeg import CannotTile, tile
 
 HOPELESS = 8  # pairs in a row that cannot be read: no accident
 

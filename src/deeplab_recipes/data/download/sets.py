@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 VOC = "VOCdevkit/VOC2012"
-SBD = "sbd"  # unpacked only to be converted, see `data.sbd`
+SBD = "sbd"  # unpacked only to be converted, see `data.download.sbd`
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from deeplab_recipes.data.download_sets import Archive, DataSet
-from deeplab_recipes.data.transfer import came_from
+from deeplab_recipes.data.download.sets import Archive, DataSet
+from deeplab_recipes.fetching.transfer import came_from
 
 DOWNLOADS = "downloads"  # under the root: archives, and what was fetched of them so far
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from deeplab_recipes.data.progress import Meter
+from deeplab_recipes.fetching.progress import Meter
 
 CLASSES = 21  # SBD numbers them as VOC does
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from deeplab_recipes.data.progress import Meter
+from deeplab_recipes.fetching.progress import Meter
 
 # The published sets grow by at most about five: a bomb grows by a thousand.
 MOST_GROWTH = 20

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deeplab_recipes.data.download_checks import check_archive, check_content, require_counts
-from deeplab_recipes.data.download_origin import DOWNLOADS, find_sources
-from deeplab_recipes.data.download_sets import SBD, SETS, VOC, Archive, DataSet
-from deeplab_recipes.data.sbd import convert_sbd
-from deeplab_recipes.data.transfer import came_from, fetch, note_of, part_of
-from deeplab_recipes.data.unpack import unpack
+from deeplab_recipes.data.download.checks import check_archive, check_content, require_counts
+from deeplab_recipes.data.download.origin import DOWNLOADS, find_sources
+from deeplab_recipes.data.download.sbd import convert_sbd
+from deeplab_recipes.data.download.sets import SBD, SETS, VOC, Archive, DataSet
+from deeplab_recipes.fetching.transfer import came_from, fetch, note_of, part_of
+from deeplab_recipes.fetching.unpack import unpack
 
 STAGING = ".unpacking"  # under the root: what is not whole yet
 Say = Callable[[str], None]

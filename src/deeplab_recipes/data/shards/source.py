@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from deeplab_recipes.data import label_codec
 from deeplab_recipes.data.files import Piece
-from deeplab_recipes.data.manifest import MEND, NAME, Chunk, Manifest, describe_source, is_manifest
+from deeplab_recipes.data.shards import label_codec
+from deeplab_recipes.data.shards.manifest import MEND, NAME, Chunk, Manifest, describe_source, is_manifest
+from deeplab_recipes.data.shards.stores import Bucket, is_bucket, open_store, unwritable
 from deeplab_recipes.data.sources.base import Colour, Pair, Source, require_split
-from deeplab_recipes.data.stores import Bucket, is_bucket, open_store, unwritable
 
 UNFINISHED = ".convert"  # the folder in which a conversion keeps what is finished of it
 PLAN = f"{UNFINISHED}/plan.json"
@@ -98,7 +98,7 @@ class StoredPiece(Piece):
 
 
 class Shards:
-    """A data set that `deeplab convert` made; see `data.convert`.
+    """A data set that `deeplab convert` made; see `data.shards.convert`.
 
     Args:
         root: the folder, or s3://BUCKET/PREFIX.

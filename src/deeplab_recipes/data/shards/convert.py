@@ -1,6 +1,6 @@
 """`deeplab convert`: any data source to shards, in parallel, and from where it stopped if it did.
 
-OUTPUT/manifest.json           what is in it, see `data.manifest`; written last
+OUTPUT/manifest.json           what is in it, see `data.shards.manifest`; written last
 OUTPUT/PART/chunk-0-N.bin      pairs in litdata's format; each is a tuple of bytes: name, image, labels
 OUTPUT/PART/index.json         litdata's, for its own StreamingDataset
 OUTPUT/.convert/               while it is not finished: the plan, and a record of each finished chunk
@@ -25,11 +25,12 @@ from typing import Any
 import cv2
 from filelock import Timeout
 
-from deeplab_recipes.data import label_codec
-from deeplab_recipes.data.chunk_writer import Job, Packet, Work, litdata_chunk, litdata_writer, write_chunk
 from deeplab_recipes.data.dataset import OnCorrupt
 from deeplab_recipes.data.files import File, Piece, size_of
-from deeplab_recipes.data.manifest import (
+from deeplab_recipes.data.packed import Packed
+from deeplab_recipes.data.shards import label_codec
+from deeplab_recipes.data.shards.chunk_writer import Job, Packet, Work, litdata_chunk, litdata_writer, write_chunk
+from deeplab_recipes.data.shards.manifest import (
     FORMAT_VERSION,
     NAME,
     Chunk,
@@ -39,11 +40,10 @@ from deeplab_recipes.data.manifest import (
     is_manifest,
     origin_from_json,
 )
-from deeplab_recipes.data.packed import Packed
-from deeplab_recipes.data.progress import Meter
-from deeplab_recipes.data.shards import PLAN, UNFINISHED, Shards, StoredPiece, cache_folder, lock, open_source
+from deeplab_recipes.data.shards.source import PLAN, UNFINISHED, Shards, StoredPiece, cache_folder, lock, open_source
+from deeplab_recipes.data.shards.stores import Folder, Store, open_store, unwritable
 from deeplab_recipes.data.sources.base import Pair, Source
-from deeplab_recipes.data.stores import Folder, Store, open_store, unwritable
+from deeplab_recipes.fetching.progress import Meter
 from deeplab_recipes.machine import cores
 from deeplab_recipes.notices import end_with_parent
 

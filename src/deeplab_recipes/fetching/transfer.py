@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from deeplab_recipes.data.progress import Meter
+from deeplab_recipes.fetching.progress import Meter
 
 ATTEMPTS = 5  # in a row that bring nothing new
 FIRST_WAIT = 1.0  # seconds before the second attempt; doubled for each further one

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_recipes.data.checking.guesses import guess, guess_numbering, look_at_all
+from deeplab_recipes.data.checking.inspection import Inspection, Tally, Twins
 from deeplab_recipes.data.files import guess_names, shown
-from deeplab_recipes.data.guesses import guess, guess_numbering, look_at_all
-from deeplab_recipes.data.inspection import Inspection, Tally, Twins
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.sources.base import Pair, Source, UnpairedError
 

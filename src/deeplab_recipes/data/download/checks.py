@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deeplab_recipes.data.download_sets import Archive, DataSet
-from deeplab_recipes.data.progress import Meter
+from deeplab_recipes.data.download.sets import Archive, DataSet
+from deeplab_recipes.fetching.progress import Meter
 
 CHUNK = 1 << 20
 Say = Callable[[str], None]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from deeplab_recipes.data.contact_sheet import contact_sheet
-from deeplab_recipes.data.guesses import guess, guess_sizes, look_at_all
-from deeplab_recipes.data.inspection import inspect
+from deeplab_recipes.data.checking.contact_sheet import contact_sheet
+from deeplab_recipes.data.checking.guesses import guess, guess_sizes, look_at_all
+from deeplab_recipes.data.checking.inspection import inspect
+from deeplab_recipes.data.checking.report import Entry, Report, as_containers, as_text, judge, unpaired
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import spread
 from deeplab_recipes.data.pictures import picture_size
-from deeplab_recipes.data.report import Entry, Report, as_containers, as_text, judge, unpaired
 from deeplab_recipes.data.sources.base import Pair, Source, UnpairedError, read_pair, require_same_size
 from deeplab_recipes.machine import cores
 

@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 from simplejpeg import decode_jpeg
 
+from deeplab_recipes.data.checking.guesses import Stored, guess_sizes, look_at_labels
 from deeplab_recipes.data.files import File
-from deeplab_recipes.data.guesses import Stored, guess_sizes, look_at_labels
 from deeplab_recipes.data.labels import IGNORE
 from deeplab_recipes.data.packed import Packed
 from deeplab_recipes.data.pictures import Photograph, open_picture
-from deeplab_recipes.data.progress import Meter
 from deeplab_recipes.data.reading import open_photograph, read_image
 from deeplab_recipes.data.sources.base import Pair, Source, require_same_size
+from deeplab_recipes.fetching.progress import Meter
 from deeplab_recipes.notices import end_with_parent
 
 CHUNK = 32  # pairs that a process reads before it answers
@@ -35,7 +35,7 @@ Place = tuple[str, int]  # part and index of a pair
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about one file; what kinds there are and what they mean is in `data.report`."""
+    """Something about one file; what kinds there are and what they mean is in `data.checking.report`."""
 
     kind: str
     file: str

@@ -1,0 +1,1 @@
+"""`deeplab check`: reading a whole data set, and saying what is wrong with it."""

@@ -24,6 +24,7 @@ import tf_slim
 # isort: on
 
 tf.logging.set_verbosity(tf.logging.ERROR)
+tf.disable_control_flow_v2()  # conditions as TensorFlow 1 writes them into graphs
 SIZE = 257  # of the photographs on which the statistics of random networks are taken
 
 

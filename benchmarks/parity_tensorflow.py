@@ -46,16 +46,14 @@ NETWORKS = {  # export_model.py's flags
         "model_variant": "mobilenet_v2", "output_stride": 16, "crop_size": [401, 401], "min_resize_value": 321,
         "max_resize_value": 401, "resize_factor": 16,
     },
-    "Xception-41, ASPP": {"model_variant": "xception_41", "output_stride": 16, "atrous_rates": RATES[16]},
     "Xception-65, ASPP, decoder": {
         "model_variant": "xception_65", "output_stride": 16, "atrous_rates": RATES[16], **DECODER,
     },
-    "Xception-65, ASPP, decoder, OS 8, multi-grid": {
-        "model_variant": "xception_65", "output_stride": 8, "atrous_rates": RATES[8], "multi_grid": [1, 2, 4],
-        **DECODER,
-    },
     "Xception-71, DPC, decoder": {
         "model_variant": "xception_71", "output_stride": 16, "dense_prediction_cell_json": CELL, **DECODER,
+    },
+    "Xception-41, ASPP, OS 8, multi-grid 1 2 4": {
+        "model_variant": "xception_41", "output_stride": 8, "atrous_rates": RATES[8], "multi_grid": [1, 2, 4],
     },
 }  # fmt: skip
 CLASSES = 21

@@ -120,9 +120,7 @@ def read(
     _require_agreement(source, model, hints)
     keys = {**_backbone_keys(scope, names), **_head_keys(names, branches)}
     state = _state(source, names, keys)
-    used = len(names)
-    size = {"protocol": "padded", "evaluate_sizes": {"padded": list(_crop_size(source))}}
-    return Imported(model, state, (LEVEL,) * 3, (LEVEL,) * 3, None, size, unused, used=used)
+    return Imported(model, state, (LEVEL,) * 3, (LEVEL,) * 3, None, _size(source), unused, used=len(names))
 
 
 def _source(file: Path) -> Source:
@@ -355,6 +353,13 @@ def _epsilon(source: Source, scope: str) -> dict[str, float]:
     found["head"] = next(filter(None, map(source.graph.epsilon, heads)), None)
     # cuDNN's smallest, 1.001e-5, stands in graphs for the 1e-5 that was asked for.
     return {part: EPSILON[part] if value is None else float(f"{value:.2g}") for part, value in found.items()}
+
+
+def _size(source: Source) -> dict[str, Any]:
+    """Return how the exported graph prepares an image, see `preparation.Padded`."""
+    limits = source.graph.input_range() if source.graph else None
+    size = {"protocol": "padded", "evaluate_sizes": {"padded": list(_crop_size(source))}}
+    return {**size, **({} if limits is None else {"resize_range": limits})}
 
 
 def _crop_size(source: Source) -> tuple[int, int]:

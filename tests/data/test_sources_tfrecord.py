@@ -12,8 +12,8 @@ from PIL import Image
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c as reference_crc
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+from deeplab_recipes.crc32c import crc32c
 from deeplab_recipes.data.files import Piece
-from deeplab_recipes.data.record_files import crc32c
 from deeplab_recipes.data.sources import ADE20k, Cityscapes, PascalVOC, TFRecords
 from deeplab_recipes.data.sources.base import Source, read_pair
 

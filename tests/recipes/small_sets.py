@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deeplab_recipes.data.record_files import masked_crc
+from deeplab_recipes.crc32c import masked_crc
 from deeplab_recipes.data.sources.ade20k import GREY_TRAINING_IMAGES
 
 HEIGHT, WIDTH = 72, 96

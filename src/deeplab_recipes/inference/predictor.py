@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from deeplab_recipes.checkpoints import load_checkpoint
-from deeplab_recipes.data.device import normalize
-from deeplab_recipes.data.transforms import evaluated_size, resize_image
+from deeplab_recipes.inference.preparation import preparation
 from deeplab_recipes.model import build_deeplab
-from deeplab_recipes.module import resize_logits
 
 
 class Predictor:
@@ -19,14 +17,15 @@ class Predictor:
 
     Args:
         model: the network, logits (B, C, H, W) from normalised images.
-        card: the checkpoint's card: classes, palette, protocol, evaluate_sizes, mean, std.
+        card: the checkpoint's card: classes, palette, protocol, evaluate_sizes, mean, std. The protocol is one of
+            evaluation, or ``padded``, see `preparation.Padded`.
         device: where to run.
     """
 
     def __init__(self, model: nn.Module, card: dict[str, Any], *, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.card = card
+        self.card, self.preparation = card, preparation(card)
         self.classes: tuple[str, ...] = tuple(card["classes"])
         self.palette: tuple[tuple[int, int, int], ...] = tuple(tuple(colour) for colour in card["palette"])
 
@@ -38,19 +37,22 @@ class Predictor:
             ValueError: for an image of another shape or type.
         """
         image = np.asarray(image)
+        return self.preparation.logits(self._output(image), image.shape[:2])[0]
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return labels (H, W) uint8 of an image (H, W, 3) uint8 RGB.
+
+        Raises:
+            ValueError: for an image of another shape or type.
+        """
+        image = np.asarray(image)
+        return self.preparation.labels(self._output(image), image.shape[:2])[0].to(torch.uint8).cpu().numpy()
+
+    def _output(self, image: np.ndarray) -> Tensor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ValueError(f"an image must be (H, W, 3) uint8 RGB; this one is {image.shape} {image.dtype}")
-        protocol, size = self.card["protocol"], image.shape[:2]
-        target = evaluated_size(protocol, size, tuple(self.card["evaluate_sizes"][protocol]))
-        # A copy, as torch wants memory that it may write to.
-        pixels = np.array(resize_image(image, target, protocol), order="C")
-        batch = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).unsqueeze(0)
-        logits = self.model(normalize(batch, mean=self.card["mean"], std=self.card["std"]))
-        return resize_logits(logits, size)[0]
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return labels (H, W) uint8 of an image (H, W, 3) uint8 RGB."""
-        return self.logits(image).argmax(0).to(torch.uint8).cpu().numpy()
+        return self.model(self.preparation.input(image, self.device))
 
 
 def load_predictor(

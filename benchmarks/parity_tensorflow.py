@@ -116,7 +116,8 @@ def require_same_weights(graph, checkpoint, flags):
     if "dense_prediction_cell_json" in flags:
         hints["dense_prediction_cell"] = "published"
     one, other = read(graph), read(checkpoint, **hints)
-    if {**one.model, "multi_grid": None} != {**other.model, "multi_grid": None}:
+    said = {"multi_grid": None, "dense_prediction_cell": None}  # by the graph alone
+    if {**one.model, **said} != {**other.model, **said}:
         raise SystemExit(f"{graph}: the checkpoint is imported as another model:\n{one.model}\n{other.model}")
     if one.state.keys() != other.state.keys() or any(not v.equal(other.state[k]) for k, v in one.state.items()):
         raise SystemExit(f"{graph}: the checkpoint is imported with other weights")

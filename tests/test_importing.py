@@ -71,7 +71,7 @@ def test_the_checkpoint_predicts_as_the_imported_state_does(source, file, deepla
     assert answer.code == 0, answer.err
     parameters = sum(value.numel() for value in build_deeplab(**MODEL).parameters())
     for words in (
-        "deeplabv3plus on mobilenet_v2: width_multiplier=0.35, output_stride=16, aspp_channels=8, dropout=0.1",
+        "deeplabv3plus on mobilenet_v2: width_multiplier=0.35, output_stride=16, aspp_channels=8\n",
         "4 classes (named in the file): sky, road, car, tree",
         "input: (pixel - [1, 2, 3]) / [4, 5, 6], keep_ratio at 96 x 64",
         f"{parameters:,} parameters; {len(imported.state)} tensors of the file are used, 1 are not",

@@ -32,6 +32,7 @@ class Report:
     Attributes:
         output: the checkpoint that was written.
         card: what it carries besides weights.
+        model: the arguments of `build_deeplab` that the file told.
         parameters: of the model, the auxiliary head's included.
         used: tensors of the file that are in it.
         unused: tensors of the file that are not -> why.
@@ -40,6 +41,7 @@ class Report:
 
     output: Path
     card: Mapping[str, Any]
+    model: Mapping[str, Any]
     parameters: int
     used: int
     unused: Mapping[str, str]
@@ -51,7 +53,7 @@ class Report:
         names = list(self.card["classes"])
         shown = ", ".join(names[:6]) + (f", ... {names[-1]}" if len(names) > 6 else "")
         named = ("backbone", "head", "num_classes")
-        settings = ", ".join(f"{k}={v}" for k, v in model.items() if k not in named and v not in (None, False, []))
+        settings = ", ".join(f"{k}={v}" for k, v in self.model.items() if k not in named and v is not None)
         sides = " x ".join(map(str, self.card["evaluate_sizes"][protocol]))
         lines = [
             f"{model['head']} on {model['backbone']}: {settings}",
@@ -104,7 +106,7 @@ def import_model(
     _write({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}, "deeplab": card}, output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     used = len(imported.state) if imported.used is None else imported.used
-    return Report(output, card, parameters, used, imported.unused, named_by)
+    return Report(output, card, imported.model, parameters, used, imported.unused, named_by)
 
 
 def _reader(source: str, given: Mapping[str, Any]) -> Any:

@@ -30,27 +30,26 @@ CELL = "research/deeplab/core/dense_prediction_cell_branch5_top1_cityscapes.json
 RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
 DECODER = {"decoder_output_stride": ["4"]}
 NETWORKS = {  # export_model.py's flags
-    "MobileNetV2, short head": {"model_variant": "mobilenet_v2", "output_stride": 16},
-    "MobileNetV2 x 0.35, short head, OS 8": {
-        "model_variant": "mobilenet_v2", "output_stride": 8, "depth_multiplier": 0.35,
-    },
     "MobileNetV2, ASPP": {"model_variant": "mobilenet_v2", "output_stride": 16, "atrous_rates": RATES[16]},
-    "MobileNetV2 x 1.4, ASPP, decoder": {
-        "model_variant": "mobilenet_v2", "output_stride": 16, "atrous_rates": RATES[16], "depth_multiplier": 1.4,
-        **DECODER,
-    },
-    "MobileNetV2, DPC, OS 8": {
-        "model_variant": "mobilenet_v2", "output_stride": 8, "dense_prediction_cell_json": CELL,
-    },
-    "MobileNetV2, short head, resizes to 321..401": {
-        "model_variant": "mobilenet_v2", "output_stride": 16, "crop_size": [401, 401], "min_resize_value": 321,
-        "max_resize_value": 401, "resize_factor": 16,
-    },
     "Xception-65, ASPP, decoder": {
         "model_variant": "xception_65", "output_stride": 16, "atrous_rates": RATES[16], **DECODER,
     },
     "Xception-71, DPC, decoder": {
         "model_variant": "xception_71", "output_stride": 16, "dense_prediction_cell_json": CELL, **DECODER,
+    },
+    "MobileNetV2, DPC, OS 8": {
+        "model_variant": "mobilenet_v2", "output_stride": 8, "dense_prediction_cell_json": CELL,
+    },
+    "MobileNetV2 x 1.4, ASPP, decoder": {
+        "model_variant": "mobilenet_v2", "output_stride": 16, "atrous_rates": RATES[16], "depth_multiplier": 1.4,
+        **DECODER,
+    },
+    "MobileNetV2 x 0.35, short head, OS 8": {
+        "model_variant": "mobilenet_v2", "output_stride": 8, "depth_multiplier": 0.35,
+    },
+    "MobileNetV2, short head, resizes to 321..401": {
+        "model_variant": "mobilenet_v2", "output_stride": 16, "crop_size": [401, 401], "min_resize_value": 321,
+        "max_resize_value": 401, "resize_factor": 16,
     },
     "Xception-41, ASPP, OS 8, multi-grid 1 2 4": {
         "model_variant": "xception_41", "output_stride": 8, "atrous_rates": RATES[8], "multi_grid": [1, 2, 4],
@@ -117,16 +116,15 @@ def require_same_weights(graph, checkpoint, flags):
     if "dense_prediction_cell_json" in flags:
         hints["dense_prediction_cell"] = "published"
     one, other = read(graph), read(checkpoint, **hints)
-    if {**one.model, "multi_grid": None} != {**other.model, "multi_grid": None}:
+    said = {"multi_grid": None, "dense_prediction_cell": None}  # by the graph alone
+    if {**one.model, **said} != {**other.model, **said}:
         raise SystemExit(f"{graph}: the checkpoint is imported as another model:\n{one.model}\n{other.model}")
     if one.state.keys() != other.state.keys() or any(not v.equal(other.state[k]) for k, v in one.state.items()):
         raise SystemExit(f"{graph}: the checkpoint is imported with other weights")
 
 
-def rows(options):
+def rows(options, images):
     """Yield a row for each graph with trained weights, and for each network."""
-    images = photographs(options.photographs, options.images)
-    print("sizes: " + ", ".join(f"{image.shape[0]} x {image.shape[1]}" for image in images), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for graph in options.graph:
             yield compare(graph.stem, "trained", graph, Path(temporary), images)
@@ -167,13 +165,15 @@ def main():
     parser.add_argument("--output", type=Path, help="where the table is written to as well")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lines = [heading(), "", COLUMNS, "|---|---|---|---|---|---|"]
+    images = photographs(options.photographs, options.images)
+    sizes = ", ".join(f"{image.shape[0]} x {image.shape[1]}" for image in images)
+    lines = [heading(), "", f"Photographs of {sizes}.", "", COLUMNS, "|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
-    for row in rows(options):
+    for row in rows(options, images):
         print(row, flush=True)
         lines.append(str(row))
-    if options.output:
-        options.output.write_text("\n".join(lines) + "\n")
+        if options.output:
+            options.output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_what_the_portrait_graph_tells(real_data):
     found = read(real_data(PORTRAIT))
     assert found.model == {
         "num_classes": 2, "output_stride": 8, "dropout": 0.1, "backbone": "mobilenet_v2", "width_multiplier": 0.5,
-        "width_divisor": 1, "low_level_features": "depthwise", "padding": "same", "head": "tensorflow_short",
+        "width_divisor": 1, "padding": "same", "head": "tensorflow_short",
         "aspp_channels": 256, "batchnorm_momentum": {"backbone": 0.003, "head": 0.0003},
         "batchnorm_epsilon": {"backbone": 0.001, "head": 1e-05},
     }  # fmt: skip
@@ -145,6 +145,7 @@ def test_a_checkpoint(tensors, tmp_path):
     assert found.model["width_divisor"] == 1
     assert found.model["head"] == "tensorflow"
     assert found.model["decoder"] is True
+    assert found.model["low_level_features"] == "depthwise"
     assert found.model["aspp_dilations"] is None
     assert found.model["aspp_channels"] == 16
     assert found.model["decoder_channels"] == 48

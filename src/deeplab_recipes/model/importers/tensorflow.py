@@ -187,6 +187,7 @@ def _model(
     head, branches = _head(source, names, stride, cell, decoder=decoder)
     if decoder:
         head["decoder_channels"] = source.shape("decoder/feature_projection0/weights")[3]
+        head |= {"low_level_features": "depthwise"} if scope == MOBILENET else {}
     decay = {"backbone": DECAY.get(scope, DECAY["xception"]), "head": DECAY["head"]}
     momentum = {part: round(1 - value, 6) for part, value in decay.items()}
     epsilon = _epsilon(source, scope)
@@ -203,8 +204,7 @@ def _last_layer(source: Source, names: list[str]) -> str:
 def _backbone(source: Source, names: list[str], scope: str, stride: int) -> dict[str, Any]:
     if scope == MOBILENET:
         width, divisor = _width(source, names)
-        low = {"low_level_features": "depthwise", "padding": "same"}
-        return {"backbone": "mobilenet_v2", "width_multiplier": width, "width_divisor": divisor, **low}
+        return {"backbone": "mobilenet_v2", "width_multiplier": width, "width_divisor": divisor, "padding": "same"}
     grid = _multi_grid(source, scope, stride) if source.graph else None
     return {"backbone": XCEPTIONS[scope], **({} if grid is None else {"multi_grid": grid})}
 

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_fetched_imported_and_kept(read, cache, monkeypatch):
         assert len(server.requests) == 1
     assert read == [b"weights"]
     assert load_predictor(path).classes[:2] == ("background", "aeroplane")
-    assert sorted(file.name for file in cache.iterdir()) == ["m.pth", path.name]
+    assert sorted(file.name for file in cache.glob("[!.]*")) == ["m.pth", path.name]
 
 
 def test_archive_is_unpacked(read, cache, tmp_path):
@@ -149,6 +150,15 @@ def test_connection_that_breaks_off_goes_on(read):
     with serving(Loopback(content, breaks=[5000])) as server:
         assert fetch_file(served(server, content)).read_bytes() == content
         assert server.ranges_asked() == [None, "bytes=5000-"]
+
+
+def test_several_that_ask_at_once_fetch_it_once():
+    content = bytes(range(256)) * 256
+    with serving(Loopback(content, pause=0.05)) as server, ThreadPoolExecutor(3) as pool:
+        model = served(server, content)
+        for path in pool.map(fetch_file, [model] * 3):
+            assert path.read_bytes() == content
+        assert len(server.requests) == 1
 
 
 def test_offline_it_says_what_to_do(cache, deeplab: Command, read, monkeypatch):

@@ -18,6 +18,7 @@ from deeplab_recipes.data.sources.base import spread_colours
 from deeplab_recipes.data.sources.class_file import read_class_file
 from deeplab_recipes.model import importers
 from deeplab_recipes.model.choices import choose
+from deeplab_recipes.model.dense_prediction_cell import CellSpec
 from deeplab_recipes.model.importers.base import Colour, Imported, build
 
 SETS = {"voc": voc.PascalVOC, "cityscapes": cityscapes.Cityscapes, "ade20k": ade20k.ADE20k, "camvid": camvid.CamVid}
@@ -32,6 +33,7 @@ class Report:
     Attributes:
         output: the checkpoint that was written.
         card: what it carries besides weights.
+        model: the arguments of `build_deeplab` that the file told.
         parameters: of the model, the auxiliary head's included.
         used: tensors of the file that are in it.
         unused: tensors of the file that are not -> why.
@@ -40,6 +42,7 @@ class Report:
 
     output: Path
     card: Mapping[str, Any]
+    model: Mapping[str, Any]
     parameters: int
     used: int
     unused: Mapping[str, str]
@@ -51,7 +54,7 @@ class Report:
         names = list(self.card["classes"])
         shown = ", ".join(names[:6]) + (f", ... {names[-1]}" if len(names) > 6 else "")
         named = ("backbone", "head", "num_classes")
-        settings = ", ".join(f"{k}={v}" for k, v in model.items() if k not in named and v not in (None, False, []))
+        settings = ", ".join(f"{k}={v}" for k, v in self.model.items() if k not in named and v is not None)
         sides = " x ".join(map(str, self.card["evaluate_sizes"][protocol]))
         lines = [
             f"{model['head']} on {model['backbone']}: {settings}",
@@ -73,6 +76,8 @@ def import_model(
     output_stride: int | None = None,
     width_multiplier: float | None = None,
     head: str | None = None,
+    dense_prediction_cell: CellSpec = None,
+    align_corners: bool | None = None,
 ) -> Report:
     """Read another program's weights and write them as a checkpoint of this package.
 
@@ -83,8 +88,8 @@ def import_model(
         classes: names in the order of the logits; or a file that lists them, one a line or as a classes.yaml; or voc,
             cityscapes, ade20k, camvid. None: those of the file, or else numbers.
         overwrite: whether `output` may be there already.
-        output_stride, width_multiplier, head: hints, as model.* of a training, where the file does not say. An importer
-            refuses those that tell nothing of its files.
+        output_stride, width_multiplier, head, dense_prediction_cell, align_corners: hints, as model.* of a training,
+            where the file does not say. An importer refuses those that tell nothing of its files.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -94,6 +99,7 @@ def import_model(
     """
     file, output = Path(file).expanduser(), Path(output).expanduser()
     hints = {"output_stride": output_stride, "width_multiplier": width_multiplier, "head": head}
+    hints |= {"dense_prediction_cell": dense_prediction_cell, "align_corners": align_corners}
     given = {key: value for key, value in hints.items() if value is not None}
     read = _reader(source, given)
     _refuse_overwriting(output, overwrite)
@@ -104,7 +110,7 @@ def import_model(
     _write({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}, "deeplab": card}, output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     used = len(imported.state) if imported.used is None else imported.used
-    return Report(output, card, parameters, used, imported.unused, named_by)
+    return Report(output, card, imported.model, parameters, used, imported.unused, named_by)
 
 
 def _reader(source: str, given: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from deeplab_recipes import __version__
 from deeplab_recipes.fetching.transfer import fetch, note_of
@@ -54,8 +55,13 @@ def fetch_file(model: Published) -> Path:
         ConnectionError, ValueError, OSError: as `fetch_checkpoint`.
     """
     path = _cache() / model.filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # the processes of a training all ask for it
+        return _fetched(model, path)
+
+
+def _fetched(model: Published, path: Path) -> Path:
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         advice = f"Put that file at {path}, and run the same command again"
         part = fetch(model.address, path, size=None, advice=advice, say=lambda line: print(line, file=sys.stderr))
         try:

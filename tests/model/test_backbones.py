@@ -255,6 +255,16 @@ def test_xception_rates_follow_the_output_stride():
     assert rates(grid) == {"exit_flow.block2": [2, 4, 8]}
 
 
+def test_first_convolution_of_an_xception_pads_as_keras():
+    network = build_backbone("xception41", output_stride=16, padding="same")
+    convolution = network.entry_flow.conv1_1.conv
+    images = torch.randn(1, 3, 34, 47)
+    padded = torch.nn.functional.pad(images, (1, 1, 0, 1))  # behind the even side; around the odd one
+    expected = torch.nn.functional.conv2d(padded, convolution.weight, stride=2)
+    torch.testing.assert_close(convolution(images), expected, rtol=0, atol=1e-6)
+    assert type(network.entry_flow.block1.unit_1.separable_conv3_depthwise.conv) is nn.Conv2d
+
+
 def test_low_level_features_of_an_xception_are_before_the_relu():
     backbone = with_random_statistics(build_backbone("xception71", output_stride=16))
     batch = images(65, 65)
@@ -277,7 +287,7 @@ def test_low_level_features_of_an_xception_are_before_the_relu():
             {"name": "resnet18", "width_multiplier": 0.5},
             r"width_multiplier=0.5 acts on backbone mobilenet_v2 only, not on resnet18: leave it at 1.0",
         ),
-        ({"name": "xception41", "padding": "same"}, "padding=same acts on backbone mobilenet_v2 only"),
+        ({"name": "resnet18", "padding": "same"}, "padding=same acts on backbone mobilenet_v2, xception41, .* only"),
         ({"name": "mobilenet_v2", "padding": "sane"}, r"unknown padding 'sane'; valid: symmetric, same. Did you mean"),
         ({"name": "mobilenet_v2", "low_level_features": "all"}, "unknown low_level_features 'all'; valid: block, dep"),
         ({"name": "mobilenet_v2", "width_divisor": 0}, "width_divisor must be a positive integer, such as 8, got 0"),

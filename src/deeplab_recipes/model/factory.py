@@ -171,7 +171,7 @@ def build_deeplab(
             is 1 - d here.
         batchnorm_scale: whether the head's batch norms learn a factor.
         width_divisor: mobilenet_v2's channels are multiples of this: 8, in TensorFlow DeepLab 1 at widths but 1.0.
-        padding: mobilenet_v2's: symmetric, or same (TensorFlow's).
+        padding: mobilenet_v2's: symmetric, or same (TensorFlow's); an Xception's first convolution's.
         low_level_features: mobilenet_v2's: block, or depthwise (TensorFlow's).
         multi_grid: factors on the atrous rates of an Xception's last three convolutions, as [1, 2, 4].
 
@@ -203,6 +203,8 @@ def build_deeplab(
         "align_corners": align_corners,
     }
     classifier = build_head(head, num_classes, feature_channels=features.channels, **settings)
+    if low_level_features != "block" and head != "deeplabv3plus" and getattr(classifier, "decoder", None) is None:
+        raise ValueError(f"low_level_features={low_level_features} acts with a decoder only: leave it at block")
     if dense_prediction_cell is not None:  # what a file says: a checkpoint does without the file
         settings["dense_prediction_cell"] = parse_cell(dense_prediction_cell).described()
     sizes = {"feature_channels": features.channels, "dropout": dropout}

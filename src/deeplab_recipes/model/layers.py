@@ -1,5 +1,7 @@
 """Layers of the TensorFlow family that backbones and heads share."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -82,6 +84,9 @@ def pad_as_tensorflow(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.Conv2d and module.stride == (2, 2) and module.kernel_size == (3, 3):
             module.__class__ = SameConv2d
+
+
+PADDINGS: dict[str, Callable[[nn.Module], None]] = {"symmetric": lambda network: None, "same": pad_as_tensorflow}
 
 
 def set_batchnorm(network: nn.Module, *, epsilon: float | None, momentum: float = 0.1, scale: bool = True) -> None:

@@ -85,10 +85,26 @@ def test_a_mean_pools_everything(writer, tmp_path):
     assert graph.pooling("parts") == (9, 5)
 
 
+def test_the_range_that_a_graph_resizes_to(writer, tmp_path):
+    """As export_model.py writes --min_resize_value=300 --max_resize_value=257 --resize_factor=16."""
+    scope = "resize_to_range"
+    smallest = writer.node("Cast", f"{scope}/Cast", writer.constant(f"{scope}/Cast/x", 300, "int32"))
+    largest = writer.node("Cast", f"{scope}/Cast_1", writer.constant(f"{scope}/Cast_1/x", 257, "int32"))
+    factor = writer.constant(f"{scope}/mod/y", 16.0)
+    less = writer.node("Sub", f"{scope}/sub", largest, writer.constant(f"{scope}/sub/y", 1.0))
+    largest = writer.node("Sub", f"{scope}/sub_1", largest, writer.node("FloorMod", f"{scope}/mod", less, factor))
+    sides = [writer.node(kind, f"{scope}/{kind}", "height", "width") for kind in ("Minimum", "Maximum")]
+    writer.node("RealDiv", f"{scope}/truediv", smallest, sides[0])
+    writer.node("RealDiv", f"{scope}/truediv_1", largest, sides[1])
+    path = tmp_path / "graph.pb"
+    assert FrozenGraph(writer.write(path)).input_range() == {"min": 300, "max": 257, "factor": 16}
+    assert FrozenGraph(writer.write(path)).crop_size() is None
+
+
 def test_without_padding_there_is_no_size_of_it(writer, tmp_path):
     writer.node("Placeholder", "ImageTensor")
     graph = FrozenGraph(writer.write(tmp_path / "graph.pb"))
-    assert (graph.crop_size(), graph.padding_pixel(), graph.tensors) == (None, None, {})
+    assert (graph.crop_size(), graph.padding_pixel(), graph.input_range(), graph.tensors) == (None, None, None, {})
 
 
 def test_an_archive_of_the_model_zoo(writer, tmp_path):

@@ -30,7 +30,7 @@ XCEPTIONS = ("xception41", "xception65", "xception71")
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "width_multiplier": (1.0, ("mobilenet_v2",)),
     "width_divisor": (8, ("mobilenet_v2",)),
-    "padding": ("symmetric", ("mobilenet_v2",)),
+    "padding": ("symmetric", ("mobilenet_v2", *XCEPTIONS)),
     "low_level_features": ("block", ("mobilenet_v2",)),
     "multi_grid": (None, XCEPTIONS),
 }
@@ -51,8 +51,9 @@ def build_backbone(
     Args:
         name: a key of ``BACKBONES``.
         output_stride: 8, 16 or 32, the input's size over that of the last feature map.
-        width_multiplier, width_divisor, padding, low_level_features: of mobilenet_v2 only, see there.
+        width_multiplier, width_divisor, low_level_features: of mobilenet_v2 only, see there.
         multi_grid: of the Xceptions only, see there.
+        padding: of both, see there.
 
     Raises:
         ValueError: an unknown name, an output stride that this backbone does not have, or an option that it would

@@ -10,7 +10,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 
 from deeplab_recipes.model.backbones.base import Backbone, Features, dilate
 from deeplab_recipes.model.choices import choose
-from deeplab_recipes.model.layers import pad_as_tensorflow
+from deeplab_recipes.model.layers import PADDINGS
 
 LOW_LEVEL = 3  # the last block at stride 4: 24 channels at width 1.0
 STRIDE_16, STRIDE_32, LAST = 7, 14, 17  # the blocks that halve to these strides; the last inverted residual
@@ -90,4 +90,3 @@ LOW_LEVELS: dict[str, Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]] = {
     "block": _block,
     "depthwise": _depthwise,
 }
-PADDINGS: dict[str, Callable[[nn.Module], None]] = {"symmetric": lambda network: None, "same": pad_as_tensorflow}

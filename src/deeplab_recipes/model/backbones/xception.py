@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from deeplab_recipes.model.backbones.base import Backbone, Features
-from deeplab_recipes.model.layers import ConvBatchNorm, set_batchnorm
+from deeplab_recipes.model.choices import choose
+from deeplab_recipes.model.layers import PADDINGS, ConvBatchNorm, set_batchnorm
 
 EPSILON = 1e-3  # of the batch norms
 STD = 0.09  # of the weights at the start
@@ -123,15 +124,26 @@ class XceptionBackbone(Backbone):
         output_stride: 8, 16 or 32. What would halve further is dilated, so that the weights keep their meaning: the
             rule of the original's ``stack_blocks_dense``.
         multi_grid: factors on the atrous rates of the last block's three convolutions.
+        padding: ``symmetric``; or ``same``, where the first convolution alone has TensorFlow's, as in bonlime's Keras
+            model.
     """
 
     channels = (256, 728, 2048)
 
-    def __init__(self, architecture: str, *, output_stride: int, multi_grid: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        architecture: str,
+        *,
+        output_stride: int,
+        multi_grid: Sequence[int] | None = None,
+        padding: str = "symmetric",
+    ) -> None:
         super().__init__()
+        pad = choose("padding", padding, PADDINGS)
         flows = {flow: nn.Sequential() for flow in ("entry", "middle", "exit")}
         self.entry_flow, self.middle_flow, self.exit_flow = flows.values()
         self.entry_flow.conv1_1 = ConvBatchNorm(3, 32, 3, stride=2, std=STD)
+        pad(self.entry_flow.conv1_1)
         self.entry_flow.conv1_2 = ConvBatchNorm(32, 64, 3, std=STD)
         for block, units in _units(BLOCKS[architecture], output_stride, _grid(multi_grid)):
             flows[block.flow].add_module(f"block{block.number}", units)

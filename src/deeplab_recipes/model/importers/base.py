@@ -48,10 +48,12 @@ def build(imported: Imported) -> DeepLab:
     Raises:
         ValueError: a tensor is missing, has no place or has another shape; names the first ones.
     """
-    with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+    with torch.device("meta"):  # without weights: those to come are used as they are, not copied
         model = build_deeplab(**imported.model)
     require_fit(model.state_dict(), imported.state)
-    model.load_state_dict(imported.state)
+    # Weights that were saved in half precision are computed with in single.
+    state = {key: value.float() if value.is_floating_point() else value for key, value in imported.state.items()}
+    model.load_state_dict(state, assign=True)
     return model.eval()
 
 

@@ -132,9 +132,27 @@ class FrozenGraph:
                         return tuple(map(float, value))
         return None
 
-    def input_resize(self) -> bool:
-        """Whether the graph itself resizes the image before it goes in."""
-        return any(node.name.startswith("resize_to_range/") for node in self.nodes.values())
+    def input_range(self) -> dict[str, int] | None:
+        """Return min, max and factor to which the graph itself resizes an image (``resize_to_range``), where it does.
+
+        The factors on its sides are min / the smaller side and max / the larger one.
+        """
+        found: dict[str, int] = {}
+        for node in self._within("resize_to_range"):
+            operands = [self._source(name) for name in node.input[:2]]
+            if node.op == "RealDiv" and operands[1].op in ("Minimum", "Maximum"):
+                found[operands[1].op[:3].lower()] = int(self._first_constant(operands[0]))
+            elif node.op == "FloorMod" and operands[1].op == "Const" and operands[0].op == "Sub":
+                found["factor"] = int(self.constant(operands[1].name))
+        return found or None
+
+    def _first_constant(self, node: Any) -> np.ndarray:
+        """Follow first inputs up to a constant."""
+        for _ in range(MAX_STEPS):
+            if node is None or node.op == "Const" or not node.input:
+                break
+            node = self._source(node.input[0])
+        return self.constant("" if node is None else node.name)
 
     def _within(self, scope: str) -> Iterator[Any]:
         return (node for name, node in self.nodes.items() if name.startswith(f"{scope}/"))

@@ -1,6 +1,6 @@
 """The LightningModule: one training step, one evaluation step, optimizer and schedule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.metrics import MeanIoU
+from deeplab_recipes.optimization import ParameterRules
 
 Batch = dict[str, Tensor]
 ScheduleEnds = Literal["after_last_step", "at_last_step"]
@@ -28,11 +29,12 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: the network.
         loss: called with logits, labels, `count` and `group_sum`; see `SegmentationLoss`.
-        optimizer: called with the parameters.
+        optimizer: called with parameter groups.
         schedule: the factor on the learning rate at tau, the fraction of all steps done.
         schedule_ends: "after_last_step": tau is the step over all steps; "at_last_step": over one less, so that the
             last step is taken at tau 1, as mmengine does.
         num_classes: C.
+        parameters: which of them learn faster, slower or without weight decay; None: all alike.
         microbatch_size: images of one forward and backward pass; None: the whole share.
         total_steps: optimizer steps of the whole run, which the schedule spans; None asks the trainer.
         seed: of dropout, which follows from (seed, step, rank) and so is the same in a run that was resumed.
@@ -48,10 +50,11 @@ class SegmentationModule(pl.LightningModule):
         model: nn.Module,
         *,
         loss: SegmentationLoss,
-        optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         schedule: Callable[[float], float],
         num_classes: int,
         schedule_ends: ScheduleEnds = "after_last_step",
+        parameters: ParameterRules | None = None,
         microbatch_size: int | None = None,
         total_steps: int | None = None,
         seed: int = 0,
@@ -63,6 +66,7 @@ class SegmentationModule(pl.LightningModule):
         self.automatic_optimization = False
         self.model, self.loss = model, loss
         self.optimizer, self.schedule, self.schedule_ends = optimizer, schedule, schedule_ends
+        self.parameter_rules = parameters or ParameterRules()
         self.microbatch_size, self.total_steps = microbatch_size, total_steps
         self.seed, self.card = seed, card or {}
         self.miou = MeanIoU(num_classes, ignore_index=loss.ignore_index)
@@ -75,7 +79,7 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer and its schedule over all steps of the run."""
-        optimizer = self.optimizer(self.model.parameters())
+        optimizer = self.parameter_rules.build(self.optimizer, self.model)
         # The trainer would open the training data to count, before a resumed run's place in them is known.
         total = self.total_steps or max(int(self.trainer.estimated_stepping_batches), 1)
         span = max(total - 1, 1) if self.schedule_ends == "at_last_step" else total

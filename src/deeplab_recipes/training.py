@@ -35,6 +35,7 @@ from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.module import ScheduleEnds, SegmentationModule
 from deeplab_recipes.notices import REQUEUE, Stopped, ending_on_notice
+from deeplab_recipes.optimization import ParameterRules
 from deeplab_recipes.reporting import Reporter, class_table, clock
 from deeplab_recipes.signals import StopOnSignal, end_launched_processes
 from deeplab_recipes.sweeping.pruning import PruneTrial
@@ -64,6 +65,7 @@ class Run:
         trainer: how to train.
         seed: of weights, order and draws.
         run_dir: where everything goes.
+        parameters: factors on their learning rate, and what has no weight decay.
         microbatch_size: images per pass, or None.
         methods: callbacks that change training, by name.
         logger: called with `save_dir`, gives a Lightning logger; or None.
@@ -83,6 +85,7 @@ class Run:
     seed: int
     run_dir: str | Path
     schedule_ends: ScheduleEnds = "after_last_step"
+    parameters: ParameterRules = field(default_factory=ParameterRules)
     microbatch_size: int | None = None
     methods: Mapping[str, pl.Callback] = field(default_factory=dict)
     logger: Callable[..., Logger] | None = None
@@ -142,7 +145,7 @@ class Run:
                 "as 0.4, and the weight a head"
             )
         try:
-            self.optimizer(network.parameters())
+            self.parameters.build(self.optimizer, network)
         except ValueError as error:
             raise ValueError(f"optimizer: {error}") from None
         return network
@@ -204,6 +207,7 @@ class Run:
             schedule=self.schedule,
             schedule_ends=self.schedule_ends,
             num_classes=self.data.num_classes,
+            parameters=self.parameters,
             microbatch_size=self.split.microbatch,
             total_steps=self.steps,
             seed=self.seed,

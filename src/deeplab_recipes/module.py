@@ -41,8 +41,8 @@ class SegmentationModule(pl.LightningModule):
         card: what a checkpoint carries for those who use it later (class names, colours, sizes); no objects.
 
     Raises:
-        ValueError: for a microbatch below 1; in training, for Dice normalised globally over microbatches,
-            which has no exact form.
+        ValueError: for a microbatch below 1; in training, for Dice or hard pixels normalised globally where that has
+            no exact form.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class SegmentationModule(pl.LightningModule):
     def _split(self, batch: Batch) -> list[Batch]:
         size = self.microbatch_size or len(batch["label"])
         images, labels = batch["image"].split(size), batch["label"].split(size)
-        self.loss.require_exact(len(images))
+        self.loss.require_exact(len(images), self._world_size())
         return [{"image": i, "label": t} for i, t in zip(images, labels, strict=True)]
 
     def _count(self, labels: Tensor) -> Tensor:
@@ -166,11 +166,10 @@ class SegmentationModule(pl.LightningModule):
         return {**values, "loss": values["loss"] + self.loss.auxiliary * values["auxiliary"]}
 
     def _shares(self, logits: Tensor, labels: Tensor, count: Tensor, share: float) -> dict[str, Tensor]:
-        """Cross entropy is divided by the whole count already, Dice is not."""
-        values = dict(self.loss(logits, labels, count=count, group_sum=self._group_sum()))
+        """Cross entropy is divided by the whole count already; what is a mean over its own pass is not."""
+        values = dict(self.loss(logits, labels, count=count, group_sum=self._group_sum(), step=self.global_step))
         del values["loss"]
-        if "dice" in values:
-            values["dice"] = values["dice"] * share
+        values = {name: value * share if name in self.loss.per_pass else value for name, value in values.items()}
         return {"loss": sum(self.loss.weights[name] * value for name, value in values.items()), **values}
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:

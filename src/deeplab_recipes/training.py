@@ -136,7 +136,8 @@ class Run:
 
     def _build_network(self) -> DeepLab:
         """Build it, and refuse now, not when training starts, what does not go with the other parts."""
-        self.loss.require_exact(self.split.accumulation)
+        self.loss.require_exact(self.split.accumulation, self.split.world_size)
+        self.loss.set_classes(self.data.source.classes, self.data.count_classes)
         network = self.model(num_classes=self.data.num_classes)
         if (network.auxiliary_head is None) != (self.loss.auxiliary == 0):
             raise ValueError(
@@ -171,6 +172,8 @@ class Run:
             notes.append(
                 f"batch norm sees {self.split.bn_batch} images at a time, the batch has {self.split.batch_size}"
             )
+        if self.loss.hard_pixels is not None and self.split.microbatch < self.split.batch_size:
+            notes.append(f"hard pixels are chosen among {self.split.microbatch} images at a time")
         if self.trainer.precision not in ("auto", self.trainer.resolved_precision()):
             notes.append(f"{self.trainer.precision} needs a GPU; computing in {self.trainer.resolved_precision()}")
         return notes
@@ -362,7 +365,15 @@ def _opening_record(run: Run) -> dict[str, Any]:
         "published": asdict(run.published) if run.published else None,
         "deviations": run.deviations(),
         "data": {"root": str(run.data.root), "fingerprint": run.data.fingerprint()},
+        **_class_weights(run),
     }
+
+
+def _class_weights(run: Run) -> dict[str, Any]:
+    weights = run.loss.weight_of_class
+    return (
+        {} if weights is None else {"class_weights": dict(zip(run.data.source.classes, weights.tolist(), strict=True))}
+    )
 
 
 def _closing_record(run: Run, module: SegmentationModule) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from deeplab_recipes.data.check import check_pairs
 from deeplab_recipes.data.colours import Photometric
+from deeplab_recipes.data.counting import count_classes
 from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
 from deeplab_recipes.data.device import normalize, prepare
 from deeplab_recipes.data.files import size_of
@@ -175,6 +176,11 @@ class SegmentationDataModule(pl.LightningDataModule):
                 on_corrupt=self.on_corrupt,
                 compare_sizes=not compared,
             )
+
+    def count_classes(self) -> tuple[list[int], list[int]]:
+        """Count the pixels of each class in the training labels; see `counting.count_classes`."""
+        dataset = self.dataset("train", training=True)
+        return count_classes(dataset.source, dataset.pairs, skip_unreadable=self.on_corrupt == "skip")
 
     def sampler(
         self, *, rank: int = 0, world_size: int = 1, steps_done: Callable[[], int] | None = None

@@ -1,0 +1,91 @@
+"""Fine-tuning through the real command: settings to numbers in the run's record."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Command
+from small_run import SMALL
+
+from deeplab_recipes import config
+from deeplab_recipes.training import train
+
+Trained = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def words(tiny_sets: dict[str, Path], tmp_path: Path) -> list[str]:
+    return [*SMALL, f"data.root={tiny_sets['ADE20k']}", "trainer.max_steps=1", f"run_dir={tmp_path / 'run'}"]
+
+
+@pytest.fixture
+def trained(compose_settings: Callable[..., dict[str, Any]], words: list[str]) -> Trained:
+    """Train as the command does; gives the result."""
+
+    def call(*overrides: str, resume: Any = None) -> dict[str, Any]:
+        settings = compose_settings(*words, *overrides)
+        return train(config.assemble(settings, {}), resume=resume, settings=settings)
+
+    return call
+
+
+def test_class_weights_by_name_and_counted(deeplab: Command, words: list[str], tmp_path: Path) -> None:
+    assert deeplab("train", *words, "loss.class_weights={wall: 2, sky: 0.5}").code == 0
+    given = json.loads((tmp_path / "run" / "result.json").read_text())["class_weights"]
+    assert (given["wall"], given["sky"], given["tree"]) == (2, 0.5, 1)
+    answer = deeplab("train", *words, f"run_dir={tmp_path / 'b'}", "loss.class_weights=median_frequency")
+    assert answer.code == 0, answer.err
+    counted = json.loads((tmp_path / "b" / "result.json").read_text())["class_weights"]
+    assert len(counted) == 150
+    assert len(set(counted.values())) > 10
+    answer = deeplab("train", *words, f"run_dir={tmp_path / 'c'}", "loss.class_weights={wal: 2}")
+    assert answer.code == 2
+    assert "names 'wal', which is no class" in answer.err
+    assert not (tmp_path / "c").exists()
+
+
+TOP_K = ("loss=cross_entropy_top_k",)
+OHEM = ("loss=cross_entropy_ohem", "loss.hard_pixels.thresh=0.001", "loss.hard_pixels.min_kept=10")
+
+
+def first_losses(run: Path) -> list[str]:
+    return [row.split(",")[3] for row in (run / "metrics.csv").read_text().splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("choice", "change"),
+    [
+        (TOP_K, "loss.hard_pixels=null"),
+        (TOP_K, "loss.hard_pixels.top_k_percent_pixels=0.1"),
+        (TOP_K, "loss.hard_pixels.hard_example_mining_step=2"),
+        (OHEM, "loss.hard_pixels=null"),
+        (OHEM, "loss.hard_pixels.thresh=0.1"),
+        (OHEM, "loss.hard_pixels.min_kept=100"),
+        ((), "loss.denominator=weights"),
+    ],
+)
+def test_loss_settings_change_the_training(choice: tuple, change: str, trained: Trained, tmp_path: Path) -> None:
+    choice = (*choice, "loss.class_weights=enet")
+    trained(*choice)
+    trained(*choice, change, f"run_dir={tmp_path / 'other'}")
+    assert first_losses(tmp_path / "run") != first_losses(tmp_path / "other")
+
+
+def test_hard_pixels_of_a_split_global_batch_are_refused(trained: Trained) -> None:
+    with pytest.raises(ValueError, match=r"loss\.normalize=device"):
+        trained(*TOP_K, "loss.normalize=global", "microbatch_size=2")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "loss.hard_pixels.top_k_percent_pixels=0",
+        "+loss.hard_pixels.share=0.1",
+        "loss.hard_pixels.hard_example_mining_step=-1",
+    ],
+)
+def test_wrong_hard_pixels_are_refused(change: str, trained: Trained) -> None:
+    with pytest.raises(ValueError, match=r"loss\.hard_pixels\."):
+        trained("loss=cross_entropy_top_k", change)

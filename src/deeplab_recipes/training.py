@@ -33,6 +33,7 @@ from deeplab_recipes.evaluation.pictures import comparison, picture_names, stack
 from deeplab_recipes.inference import load_predictor
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
+from deeplab_recipes.model.freezing import keeps_statistics
 from deeplab_recipes.module import ScheduleEnds, SegmentationModule
 from deeplab_recipes.notices import REQUEUE, Stopped, ending_on_notice
 from deeplab_recipes.optimization import ParameterRules
@@ -102,7 +103,7 @@ class Run:
             self.trainer.world_size(),
             microbatch_size=self.microbatch_size,
             sync_batchnorm=self.trainer.sync_batchnorm and self.trainer.on_gpu(),
-            frozen_batchnorm=getattr(self.model, "keywords", {}).get("freeze_batchnorm", False),
+            frozen_batchnorm=keeps_statistics(getattr(self.model, "keywords", {}).get("freeze_batchnorm", "none")),
         )
         self.data.check()
         self.sampler = self.data.sampler()

@@ -10,6 +10,7 @@ from command import Command
 from small_run import SMALL
 
 from deeplab_recipes import config
+from deeplab_recipes.checkpoints import load_checkpoint
 from deeplab_recipes.training import train
 
 Trained = Callable[..., dict[str, Any]]
@@ -89,3 +90,20 @@ def test_hard_pixels_of_a_split_global_batch_are_refused(trained: Trained) -> No
 def test_wrong_hard_pixels_are_refused(change: str, trained: Trained) -> None:
     with pytest.raises(ValueError, match=r"loss\.hard_pixels\."):
         trained("loss=cross_entropy_top_k", change)
+
+
+def tensors(run: Path) -> dict[str, Any]:
+    return load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def test_what_is_frozen_stays_so_after_resume(trained: Trained, tmp_path: Path) -> None:
+    frozen = ("model.freeze_backbone=true", "model.freeze_batchnorm=both", "parameters.last_layers_lr=10")
+    trained(*frozen)
+    first = tensors(tmp_path / "run")
+    trained(*frozen, "trainer.max_steps=3", resume="auto")
+    second = tensors(tmp_path / "run")
+    changed = {name for name in first if not first[name].equal(second[name])}
+    assert changed
+    assert all(name.startswith("model.head.") and "running" not in name for name in changed)
+    with pytest.raises(ValueError, match=r"model\.freeze_backbone is 5 there and 0 here"):
+        trained(*frozen, "model.freeze_backbone=false", "trainer.max_steps=4", resume="auto")

@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplab_recipes.model.backbones import Backbone, Features, build_backbone
+from deeplab_recipes.model.freezing import batchnorm_choice, frozen_stages, hold_statistics, stop_learning
 from deeplab_recipes.model.heads import DECODER_CHANNELS, build_auxiliary_head, build_head, init_weights
 from deeplab_recipes.model.initializers import apply_initializers
 from deeplab_recipes.model.weights import load_backbone_weights
@@ -34,16 +35,16 @@ class DeepLab(nn.Module):
         self.auxiliary_head = auxiliary_head
         self.num_classes: int = arguments["num_classes"]
         self.output_stride: int = arguments["output_stride"]
-        self.freeze_batchnorm: bool = arguments["freeze_batchnorm"]
+        self.freeze_batchnorm: str = arguments["freeze_batchnorm"]
+        self.freeze_backbone: int = arguments["freeze_backbone"]
         self.arguments = arguments
+        stop_learning(self, self.freeze_batchnorm, self.freeze_backbone)
         self.train()
 
     def train(self, mode: bool = True) -> "DeepLab":
-        """Switch to training or evaluation; frozen batch norms stay in evaluation."""
+        """Switch to training or evaluation; batch norms with frozen statistics stay in evaluation."""
         super().train(mode)
-        for module in self.modules() if self.freeze_batchnorm else ():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        hold_statistics(self, self.freeze_batchnorm, self.freeze_backbone)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,7 +121,8 @@ def build_deeplab(
     decoder_channels: int = DECODER_CHANNELS,
     width_multiplier: float = 1.0,
     auxiliary_head: bool = False,
-    freeze_batchnorm: bool = False,
+    freeze_batchnorm: bool | str = "none",
+    freeze_backbone: bool | int = False,
 ) -> DeepLab:
     """Build a DeepLab whose weights follow from torch's global random state.
 
@@ -143,8 +145,11 @@ def build_deeplab(
         decoder_channels: channels to which deeplabv3plus reduces the low-level features.
         width_multiplier: factor on mobilenet_v2's channels.
         auxiliary_head: add mmsegmentation's FCN head on the middle features, for training.
-        freeze_batchnorm: normalise with the running statistics in training too, and leave these as they are; weights
-            and biases still learn.
+        freeze_batchnorm: what batch norms keep in training: "none"; "statistics" (or true): they normalise with the
+            running ones and leave these as they are, weights and biases still learn, as TensorFlow DeepLab's
+            ``fine_tune_batch_norm=false``; "affine": weights and biases; or "both".
+        freeze_backbone: true: all of the backbone stays as it is; N: its first N stages (see ``Backbone.stages``).
+            That includes the statistics of their batch norms.
 
     Raises:
         ValueError: an unknown name, a number out of range, or weights that do not fit.
@@ -163,7 +168,11 @@ def build_deeplab(
     classifier = build_head(head, num_classes, feature_channels=features.channels, **settings)
     names = {"num_classes": num_classes, "backbone": backbone, "head": head}
     untrained = {"backbone_weights": None, "initializers": []}
-    training = {"auxiliary_head": auxiliary_head, "freeze_batchnorm": freeze_batchnorm}
+    training = {
+        "auxiliary_head": auxiliary_head,
+        "freeze_batchnorm": batchnorm_choice(freeze_batchnorm),
+        "freeze_backbone": frozen_stages(freeze_backbone, features),
+    }
     arguments = {**names, "width_multiplier": width_multiplier, **settings, **training, **untrained}
     sizes = {"feature_channels": features.channels, "dropout": dropout}
     auxiliary = build_auxiliary_head(num_classes, **sizes) if auxiliary_head else None

@@ -1,10 +1,13 @@
 """torchvision's MobileNetV2 at output stride 8, 16 or 32."""
 
+from itertools import pairwise
+
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from deeplab_recipes.model.backbones.base import Backbone, Features, dilate
 
+STRIDE_4, STRIDE_8 = 2, 4  # the blocks that halve to these strides
 LOW_LEVEL = 3  # the last block at stride 4: 24 channels at width 1.0
 STRIDE_16, STRIDE_32, LAST = 7, 14, 17  # the blocks that halve to these strides; the last inverted residual
 
@@ -34,3 +37,8 @@ class MobileNetV2Backbone(Backbone):
         low = self.features[: LOW_LEVEL + 1](images)
         middle = self.features[LOW_LEVEL + 1 : STRIDE_32](low)
         return Features(low, middle, self.features[STRIDE_32:](middle))
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the blocks by the stride at which they work in the classifier."""
+        starts = (0, STRIDE_4, STRIDE_8, STRIDE_16, STRIDE_32, LAST + 1)
+        return [list(self.features[start:end]) for start, end in pairwise(starts)]

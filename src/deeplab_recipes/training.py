@@ -31,6 +31,7 @@ from deeplab_recipes.data.packed import spread
 from deeplab_recipes.data.sources.base import read_pair
 from deeplab_recipes.evaluation.pictures import comparison, picture_names, stack
 from deeplab_recipes.inference import load_predictor
+from deeplab_recipes.initial_weights import Init, InitialWeights, check_choice, load_initial_weights
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.model.freezing import keeps_statistics
@@ -74,6 +75,8 @@ class Run:
         published: what the recipe reproduces (see the recipes), or None.
         overrides: leaves that differ from the recipe: name -> (recipe's, this run's).
         trial: what ties this run to a search, or None.
+        weights: a checkpoint, or zoo:NAME, whose weights it begins with; the backbone's own are then not asked for.
+        init: what to take of them, see `load_initial_weights`.
     """
 
     name: str
@@ -94,8 +97,12 @@ class Run:
     published: planning.Published | None = None
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     trial: PruneTrial | None = None
+    weights: str | None = None
+    init: Init = "transfer_learning"
 
     def __post_init__(self) -> None:
+        check_choice(self.weights, self.init)
+        self.begun: InitialWeights | None = None
         self.run_dir = Path(self.run_dir)
         pl.seed_everything(self.seed, verbose=False)
         self.split = planning.split_batch(
@@ -139,7 +146,8 @@ class Run:
         """Build it, and refuse now, not when training starts, what does not go with the other parts."""
         self.loss.require_exact(self.split.accumulation, self.split.world_size)
         self.loss.set_classes(self.data.source.classes, self.data.count_classes)
-        network = self.model(num_classes=self.data.num_classes)
+        replaced = {"backbone_weights": None} if self.weights else {}
+        network = self.model(num_classes=self.data.num_classes, **replaced)
         if (network.auxiliary_head is None) != (self.loss.auxiliary == 0):
             raise ValueError(
                 f"loss.auxiliary={self.loss.auxiliary} and model.auxiliary_head="
@@ -165,7 +173,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """List what a user may not expect: settings without effect here, and batch norm's share of the batch."""
-        notes = []
+        notes = [] if self.begun is None else self.begun.notes()
         if self.trainer.sync_batchnorm and not (self.trainer.on_gpu() and self.split.world_size > 1):
             where = "without a GPU" if self.split.world_size > 1 else "on one device"
             notes.append(f"trainer.sync_batchnorm=true has no effect {where}")
@@ -178,6 +186,12 @@ class Run:
         if self.trainer.precision not in ("auto", self.trainer.resolved_precision()):
             notes.append(f"{self.trainer.precision} needs a GPU; computing in {self.trainer.resolved_precision()}")
         return notes
+
+    def load_initial_weights(self) -> None:
+        """Load the weights that this run begins with, where some are named; errors as `load_initial_weights`."""
+        if self.weights is not None:
+            settings = {"init": self.init, "classes": self.data.source.classes, "card": self.card()}
+            self.begun = load_initial_weights(self.network, self.weights, **settings)
 
     def card(self) -> dict[str, Any]:
         """Return what a checkpoint carries besides weights."""
@@ -237,6 +251,8 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         OSError: when a checkpoint cannot be written; the earlier one survives.
     """
     checkpoint, step = _resume_from(run, resume, settings)
+    if checkpoint is None:
+        run.load_initial_weights()
     run.run_dir.mkdir(parents=True, exist_ok=True)
     with _alone_in(run):
         return _train(run, checkpoint, step, settings)
@@ -255,6 +271,7 @@ def _train(run: Run, checkpoint: Path | None, step: int, settings: Mapping[str, 
     result = _opening_record(run)
     if checkpoint is not None and run.lightning.is_global_zero:
         result["resumed"] = resuming.sessions(checkpoint, step, result, settings)
+        result.update(resuming.beginning(checkpoint))
     _write_record(run, result, settings)
     for note in run.notes() if run.lightning.is_global_zero and run.trainer.progress else ():
         print(f"note: {note}", file=sys.stderr)
@@ -316,6 +333,8 @@ def _resume_from(run: Run, resume: str | Path | None, settings: Mapping[str, Any
     if path is None:
         return None, 0
     content = load_checkpoint(path)
+    if run.lightning.is_global_zero:
+        resuming.require_one_beginning(path, run.weights)
     require_same_task(path, content["deeplab"], run.card())
     require_same_training(path, content["deeplab"], run.card())
     if settings is not None and run.lightning.is_global_zero:
@@ -367,6 +386,7 @@ def _opening_record(run: Run) -> dict[str, Any]:
         "deviations": run.deviations(),
         "data": {"root": str(run.data.root), "fingerprint": run.data.fingerprint()},
         **_class_weights(run),
+        **({} if run.begun is None else {"weights": run.begun.record()}),
     }
 
 

@@ -107,3 +107,67 @@ def test_what_is_frozen_stays_so_after_resume(trained: Trained, tmp_path: Path) 
     assert all(name.startswith("model.head.") and "running" not in name for name in changed)
     with pytest.raises(ValueError, match=r"model\.freeze_backbone is 5 there and 0 here"):
         trained(*frozen, "model.freeze_backbone=false", "trainer.max_steps=4", resume="auto")
+
+
+def record(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
+
+
+def moved(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Names of the tensors that differ by more than what a step at a tiny learning rate does."""
+    return {name for name, value in before.items() if not value.allclose(after[name], rtol=0, atol=1e-12)}
+
+
+def test_weights_of_another_run(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training that does not learn (the smallest rate) leaves the weights it began with."""
+    trained()
+    first = tensors(tmp_path / "run")
+    file = f"weights={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+    still = ("optimizer.lr=1.0e-30", "optimizer.weight_decay=0", "model.freeze_batchnorm=true", "seed=3")
+    trained(file, "init=continue_training", *still, f"run_dir={tmp_path / 'b'}", "trainer.progress=true")
+    assert "note: weights: " in capsys.readouterr().err
+    assert not moved(first, tensors(tmp_path / "b"))
+    trained(file, *still, f"run_dir={tmp_path / 'c'}")
+    assert moved(first, tensors(tmp_path / "c")) == {"model.head.conv_seg.weight", "model.head.conv_seg.bias"}
+    begun = record(tmp_path / "c")["weights"]
+    assert begun["init"] == "transfer_learning"
+    assert set(begun["left_out"]) == {"head.conv_seg.weight", "head.conv_seg.bias"}
+
+
+def test_resume_goes_on_without_the_weights_that_the_run_began_with(trained: Trained, tmp_path: Path) -> None:
+    trained()
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    copy = tmp_path / "begin.ckpt"
+    copy.write_bytes(file.read_bytes())
+    command = (f"weights={copy}", f"run_dir={tmp_path / 'b'}")
+    trained(*command, resume="auto")  # there is nothing to go on with yet
+    begun = record(tmp_path / "b")["weights"]
+    copy.unlink()
+    assert trained(*command, "trainer.max_steps=2", resume="auto")["steps"] == 2
+    assert record(tmp_path / "b")["weights"] == begun
+    with pytest.raises(ValueError, match=r"weights=other\.ckpt begins a run, and .*its run began with weights=/"):
+        trained("weights=other.ckpt", command[1], "trainer.max_steps=3", resume="auto")
+    with pytest.raises(ValueError, match="its run began with weights=null"):
+        trained(f"weights={copy}", f"run_dir={tmp_path / 'c'}", "trainer.max_steps=2", resume=file)
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="its settings are not beside it"):
+        trained(f"weights={copy}", f"run_dir={tmp_path / 'c'}", "trainer.max_steps=2", resume=file)
+    assert not (tmp_path / "c").exists()
+
+
+def test_weights_that_cannot_be_loaded_leave_no_run(deeplab: Command, words: list[str], tmp_path: Path) -> None:
+    for change, message in {
+        "weights=none.ckpt": "no checkpoint at none.ckpt",
+        "weights=zoo:no_such_weights": "no_such_weights",
+        "init=continue_training": "there are none: weights=FILE",
+        "init=continue": "init is 'continue'; it takes transfer_learning or continue_training",
+    }.items():
+        answer = deeplab("train", *words, change)
+        assert answer.code == 2
+        assert message in answer.err
+        assert not (tmp_path / "run").exists()
+
+
+def test_plan_names_them(deeplab: Command, words: list[str]) -> None:
+    answer = deeplab("plan", *words, "weights=a.ckpt", "measure=false")
+    assert "with all others from a.ckpt (transfer_learning)" in answer.out

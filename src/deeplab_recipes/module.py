@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.metrics import MeanIoU
 from deeplab_recipes.optimization import ParameterRules
+from deeplab_recipes.optimization.schedules import Schedule, by_step
 
 Batch = dict[str, Tensor]
 ScheduleEnds = Literal["after_last_step", "at_last_step"]
@@ -30,13 +31,14 @@ class SegmentationModule(pl.LightningModule):
         model: the network.
         loss: called with logits, labels, `count` and `group_sum`; see `SegmentationLoss`.
         optimizer: called with parameter groups.
-        schedule: the factor on the learning rate at tau, the fraction of all steps done.
+        schedule: the factor on the learning rate at tau, the fraction of all steps done, or a `StepSchedule`.
         schedule_ends: "after_last_step": tau is the step over all steps; "at_last_step": over one less, so that the
             last step is taken at tau 1, as mmengine does.
         num_classes: C.
         parameters: which of them learn faster, slower or without weight decay; None: all alike.
         microbatch_size: images of one forward and backward pass; None: the whole share.
         total_steps: optimizer steps of the whole run, which the schedule spans; None asks the trainer.
+        steps_per_epoch: for a schedule that counts epochs.
         seed: of dropout, which follows from (seed, step, rank) and so is the same in a run that was resumed.
         card: what a checkpoint carries for those who use it later (class names, colours, sizes); no objects.
 
@@ -51,12 +53,13 @@ class SegmentationModule(pl.LightningModule):
         *,
         loss: SegmentationLoss,
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-        schedule: Callable[[float], float],
+        schedule: Schedule,
         num_classes: int,
         schedule_ends: ScheduleEnds = "after_last_step",
         parameters: ParameterRules | None = None,
         microbatch_size: int | None = None,
         total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
         seed: int = 0,
         card: dict[str, Any] | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class SegmentationModule(pl.LightningModule):
         self.optimizer, self.schedule, self.schedule_ends = optimizer, schedule, schedule_ends
         self.parameter_rules = parameters or ParameterRules()
         self.microbatch_size, self.total_steps = microbatch_size, total_steps
+        self.steps_per_epoch = steps_per_epoch
         self.seed, self.card = seed, card or {}
         self.miou = MeanIoU(num_classes, ignore_index=loss.ignore_index)
         self.evaluation: dict[str, Any] = {}
@@ -82,8 +86,9 @@ class SegmentationModule(pl.LightningModule):
         optimizer = self.parameter_rules.build(self.optimizer, self.model)
         # The trainer would open the training data to count, before a resumed run's place in them is known.
         total = self.total_steps or max(int(self.trainer.estimated_stepping_batches), 1)
-        span = max(total - 1, 1) if self.schedule_ends == "at_last_step" else total
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / span))
+        ends = {"at_last_step": self.schedule_ends == "at_last_step"}
+        factor = by_step(self.schedule, total=total, steps_per_epoch=self.steps_per_epoch, **ends)
+        scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

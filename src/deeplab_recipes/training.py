@@ -38,6 +38,7 @@ from deeplab_recipes.model.freezing import keeps_statistics
 from deeplab_recipes.module import ScheduleEnds, SegmentationModule
 from deeplab_recipes.notices import REQUEUE, Stopped, ending_on_notice
 from deeplab_recipes.optimization import ParameterRules
+from deeplab_recipes.optimization.schedules import Schedule, by_step
 from deeplab_recipes.reporting import Reporter, class_table, clock
 from deeplab_recipes.signals import StopOnSignal, end_launched_processes
 from deeplab_recipes.sweeping.pruning import PruneTrial
@@ -84,7 +85,7 @@ class Run:
     data: SegmentationDataModule
     loss: SegmentationLoss
     optimizer: Callable[..., torch.optim.Optimizer]
-    schedule: Callable[[float], float]
+    schedule: Schedule
     trainer: TrainerSettings
     seed: int
     run_dir: str | Path
@@ -154,6 +155,8 @@ class Run:
                 f"{str(network.auxiliary_head is not None).lower()} go together: the head needs a weight above 0, "
                 "as 0.4, and the weight a head"
             )
+        ends = {"at_last_step": self.schedule_ends == "at_last_step"}
+        by_step(self.schedule, total=1, steps_per_epoch=1, **ends)
         try:
             self.parameters.build(self.optimizer, network)
         except ValueError as error:
@@ -228,6 +231,7 @@ class Run:
             parameters=self.parameters,
             microbatch_size=self.split.microbatch,
             total_steps=self.steps,
+            steps_per_epoch=self.sampler.steps_per_epoch,
             seed=self.seed,
             card=self.card(),
         )

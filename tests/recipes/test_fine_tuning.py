@@ -171,3 +171,27 @@ def test_weights_that_cannot_be_loaded_leave_no_run(deeplab: Command, words: lis
 def test_plan_names_them(deeplab: Command, words: list[str]) -> None:
     answer = deeplab("plan", *words, "weights=a.ckpt", "measure=false")
     assert "with all others from a.ckpt (transfer_learning)" in answer.out
+
+
+def rates(run: Path) -> list[float]:
+    rows = [row.split(",") for row in (run / "metrics.csv").read_text().splitlines()]
+    column = rows[0].index("lr")
+    return [float(row[column]) for row in rows[1:] if row[column]]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (("schedule=exponential", "schedule.factor=0.5"), [1, 1, 0.5, 0.5]),
+        (("schedule=exponential", "schedule.factor=0.5", "schedule.every=step"), [1 / 2, 1 / 4, 1 / 8, 1 / 16]),
+        (("schedule=inverse_time", "schedule.decay=1"), [1 / 2, 1 / 3, 1 / 4, 1 / 5]),
+    ],
+)
+def test_schedules_by_step_and_epoch_with_adam(schedule, expected, trained: Trained, tmp_path: Path) -> None:
+    """Twelve images in batches of four: three steps are an epoch; a row has the next step's rate."""
+    adam = ("optimizer=adam", "parameters=tensorflow", "parameters.backbone_lr=0.1", "trainer.log_every=1")
+    trained(*schedule, *adam, "trainer.max_steps=2")
+    trained(*schedule, *adam, "trainer.max_steps=4", resume="auto")
+    assert rates(tmp_path / "run") == pytest.approx([1e-4 * factor for factor in expected])
+    with pytest.raises(ValueError, match="at_last_step has no effect"):
+        trained(*schedule, *adam, "schedule_ends=at_last_step", f"run_dir={tmp_path / 'b'}")

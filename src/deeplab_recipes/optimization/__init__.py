@@ -2,6 +2,6 @@
 
 from deeplab_recipes.optimization.decoupled_sgdw import DecoupledSGDW
 from deeplab_recipes.optimization.parameter_groups import ParameterRules
-from deeplab_recipes.optimization.schedules import constant, cosine, polynomial
+from deeplab_recipes.optimization.schedules import Exponential, InverseTime, constant, cosine, polynomial
 
-__all__ = ["DecoupledSGDW", "ParameterRules", "constant", "cosine", "polynomial"]
+__all__ = ["DecoupledSGDW", "Exponential", "InverseTime", "ParameterRules", "constant", "cosine", "polynomial"]

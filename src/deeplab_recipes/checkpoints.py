@@ -13,9 +13,18 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 FORMAT_VERSION = 1
-# Arguments of the model that older checkpoints lack, and values that they spell otherwise.
-ADDED = {"auxiliary_head": False, "freeze_batchnorm": "none", "freeze_backbone": 0}
-SPELLED = {"freeze_batchnorm": {False: "none", True: "statistics"}}
+ADDED = {  # arguments of the model that older checkpoints lack; others that they lack are None
+    "auxiliary_head": False,
+    "freeze_batchnorm": "none",
+    "freeze_backbone": 0,
+    "image_pooling": True,
+    "batchnorm_momentum": 0.1,
+    "batchnorm_scale": True,
+    "width_divisor": 8,
+    "padding": "symmetric",
+    "low_level_features": "block",
+}
+SPELLED = {"freeze_batchnorm": {False: "none", True: "statistics"}}  # values that they spell otherwise
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -18,7 +18,7 @@ LAST_LAYER, AUXILIARY = "conv_seg", "auxiliary_head"
 # Arguments of the model that no tensor and no meaning of one depends on; a different number of dilations shows itself.
 FREE = (
     *("num_classes", "output_stride", "aspp_dilations", "dropout", "auxiliary_head", "freeze_batchnorm"),
-    *("freeze_backbone", "backbone_weights", "initializers"),
+    *("freeze_backbone", "backbone_weights", "initializers", "batchnorm_momentum"),
 )
 
 

@@ -36,7 +36,7 @@ def of_stages(network: DeepLab, count: int) -> set[str]:
     return {name for name, value in network.state_dict().items() if value.data_ptr() in pointers}
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50_v1c", "mobilenet_v2"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50_v1c", "mobilenet_v2", "xception41", "xception71"])
 def test_stages_are_the_backbone_in_its_order(backbone):
     with torch.device("meta"):
         network = model(backbone)
@@ -46,7 +46,7 @@ def test_stages_are_the_backbone_in_its_order(backbone):
     assert listed == [id(p) for p in network.backbone.parameters()]
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "xception71"])
 def test_stages_end_at_the_strides(backbone):
     sizes, network = {}, model(backbone).eval()
     images = torch.zeros(1, 3, 128, 128)

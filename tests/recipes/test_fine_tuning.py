@@ -192,6 +192,6 @@ def test_schedules_by_step_and_epoch_with_adam(schedule, expected, trained: Trai
     adam = ("optimizer=adam", "parameters=tensorflow", "parameters.backbone_lr=0.1", "trainer.log_every=1")
     trained(*schedule, *adam, "trainer.max_steps=2")
     trained(*schedule, *adam, "trainer.max_steps=4", resume="auto")
-    assert rates(tmp_path / "run") == pytest.approx([1e-4 * factor for factor in expected])
+    assert rates(tmp_path / "run") == pytest.approx([1e-4 * factor for factor in expected], rel=1e-3)
     with pytest.raises(ValueError, match="at_last_step has no effect"):
         trained(*schedule, *adam, "schedule_ends=at_last_step", f"run_dir={tmp_path / 'b'}")

@@ -1,4 +1,4 @@
-"""Learning-rate factors: functions of tau, the fraction of the optimizer steps done (clipped to [0, 1]), or of steps."""
+"""Learning-rate factors: functions of tau, the fraction of the steps done (clipped to [0, 1]), or of the step."""
 
 import math
 from abc import ABC, abstractmethod

@@ -16,7 +16,7 @@ from deeplab_recipes.cli import main
 from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.training import train
 
-PIPELINES = {"square", "keep_ratio", "squashed"}
+PIPELINES = {"square", "keep_ratio", "squashed", "tensorflow"}
 DRAWN = {"drawn_scenes"}  # needs no files
 SETS = sorted({path.stem for path in (config.yamls_folder() / "data").glob("*.yaml")} - PIPELINES - DRAWN)
 SMALLEST = [word for word in SMALL if not word.startswith(("+recipe", "batch_size", "data.evaluate_sizes"))]

@@ -1,5 +1,6 @@
 import copy
 import errno
+import inspect
 import pickle
 import resource
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deeplab_recipes import checkpoints
 from deeplab_recipes.checkpoints import (
+    ADDED,
     FORMAT_VERSION,
     AtomicCheckpointIO,
     Checkpoints,
@@ -23,6 +25,7 @@ from deeplab_recipes.checkpoints import (
     require_same_task,
 )
 from deeplab_recipes.data.sampler import Draw, TrainingSampler
+from deeplab_recipes.model import build_deeplab
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -243,6 +246,17 @@ def test_the_same_task_is_accepted():
 def test_another_task_is_refused(theirs, message):
     with pytest.raises(ValueError, match=rf"^old\.ckpt .*{message}"):
         require_same_task("old.ckpt", theirs, CARD)
+
+
+def test_arguments_that_came_later_default_to_what_there_was():
+    defaults = {name: p.default for name, p in inspect.signature(build_deeplab).parameters.items()}
+    assert {name: defaults[name] for name in ADDED} == ADDED
+    arguments = build_deeplab(3, backbone="resnet18", aspp_channels=8).arguments
+    first = ("num_classes", "backbone", "head", "width_multiplier", "output_stride", "aspp_dilations", "aspp_channels")
+    first = (*first, "dropout", "decoder_channels", "backbone_weights", "initializers")
+    old = {name: arguments[name] for name in first}
+    require_same_task("old.ckpt", changed(model=old), changed(model=arguments))
+    assert build_deeplab(**old).arguments == arguments
 
 
 @pytest.mark.parametrize(

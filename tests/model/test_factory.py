@@ -170,7 +170,6 @@ EVERY_SETTING = {
     "backbone": "mobilenet_v2",
     "head": "dense_prediction_cell",
     "dense_prediction_cell": [{"op": "conv", "kernel": 3, "rate": [1, 2], "input": -1}],
-    "decoder": False,
     "align_corners": False,
     "batchnorm_epsilon": {"backbone": 1e-3},
     "batchnorm_momentum": {"backbone": 0.003, "head": 0.0003},
@@ -255,6 +254,10 @@ def test_weights_follow_from_the_seed():
         ({"head": "deeplab"}, "unknown head 'deeplab'"),
         ({"output_stride": 64}, "output_stride must be one of"),
         ({"multi_grid": [1, 2, 4]}, "multi_grid=.* acts on backbone xception41, xception65, xception71 only"),
+        (
+            {"head": "tensorflow_short", "low_level_features": "depthwise"},
+            "low_level_features=depthwise acts with a decoder only: leave it at block",
+        ),
         ({"batchnorm_epsilon": 0}, "batchnorm_epsilon must be above 0 and at most 1 in the backbone, .* got 0"),
         ({"batchnorm_epsilon": {"head": "x"}}, "batchnorm_epsilon must be .* in the head, .* got 'x'"),
         ({"batchnorm_momentum": {"neck": 0.1}}, "batchnorm_momentum has 'neck'; valid: a number, or {backbone"),

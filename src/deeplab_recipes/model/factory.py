@@ -208,6 +208,8 @@ def build_deeplab(
         "align_corners": align_corners,
     }
     classifier = build_head(head, num_classes, feature_channels=features.channels, **settings)
+    if low_level_features != "block" and head != "deeplabv3plus" and getattr(classifier, "decoder", None) is None:
+        raise ValueError(f"low_level_features={low_level_features} acts with a decoder only: leave it at block")
     if dense_prediction_cell is not None:  # what a file says: a checkpoint does without the file
         settings["dense_prediction_cell"] = parse_cell(dense_prediction_cell).described()
     sizes = {"feature_channels": features.channels, "dropout": dropout}

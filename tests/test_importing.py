@@ -43,8 +43,16 @@ def source(monkeypatch: pytest.MonkeyPatch, hints: dict[str, Any]) -> Callable[.
         given = {"mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0), "classes": NAMES, "size": size, "unused": {}}
         imported = Imported(**{"model": MODEL, "state": state, **given, **changes})
 
-        def read(file: Path, *, output_stride: int | None = None, head: str | None = None) -> Imported:
+        def read(
+            file: Path,
+            *,
+            output_stride: int | None = None,
+            head: str | None = None,
+            dense_prediction_cell: Any = None,
+            align_corners: bool | None = None,
+        ) -> Imported:
             hints.update(file=file.name, output_stride=output_stride, head=head)
+            hints.update(dense_prediction_cell=dense_prediction_cell, align_corners=align_corners)
             return imported
 
         monkeypatch.setattr(importers.mmsegmentation, "read", read)
@@ -133,7 +141,7 @@ def test_classes_of_a_set_and_the_background_before_them(source, file):
         (["classes=[a,b,c,a]"], "'a' is there twice"),
         (["classes=nowhere.txt"], "classes=nowhere.txt is neither a file nor one of voc, cityscapes, ade20k, camvid"),
         (["width_multiplier=0.5"], "width_multiplier=0.5 tells nothing of a file of source=mmsegmentation; it takes "
-         "output_stride, head"),
+         "output_stride, head, dense_prediction_cell, align_corners"),
         (["source=mmsegmentaton"], "unknown source 'mmsegmentaton'; valid: tensorflow, keras, composer, "
          "mmsegmentation. Did you mean 'mmsegmentation'?"),
         (["source=???"], "source=... is missing"),
@@ -174,14 +182,17 @@ def test_state_that_does_not_fit_writes_nothing(source, file, deeplab):
 
 def test_file_and_hints_reach_the_importer(source, file, deeplab, hints):
     source()
-    assert run(deeplab, "output_stride=16", "head=deeplabv3plus").code == 0
-    assert hints == {"file": "m.pth", "output_stride": 16, "head": "deeplabv3plus"}
+    words = ("output_stride=16", "head=deeplabv3plus", "dense_prediction_cell=published", "align_corners=true")
+    assert run(deeplab, *words).code == 0
+    given = {"dense_prediction_cell": "published", "align_corners": True}
+    assert hints == {"file": "m.pth", "output_stride": 16, "head": "deeplabv3plus", **given}
 
 
 def test_settings_are_those_that_are_tested_here():
     with initialize_config_dir(str(config.yamls_folder()), version_base="1.3"):
         leaves = OmegaConf.to_container(compose("import")).keys()
     changed = {"source", "file", "output", "classes", "overwrite", "output_stride", "width_multiplier", "head"}
+    changed |= {"dense_prediction_cell", "align_corners"}
     assert leaves - {"name"} == changed  # test_published.py has the name
 
 

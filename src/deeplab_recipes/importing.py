@@ -18,6 +18,7 @@ from deeplab_recipes.data.sources.base import spread_colours
 from deeplab_recipes.data.sources.class_file import read_class_file
 from deeplab_recipes.model import importers
 from deeplab_recipes.model.choices import choose
+from deeplab_recipes.model.dense_prediction_cell import CellSpec
 from deeplab_recipes.model.importers.base import Colour, Imported, build
 
 SETS = {"voc": voc.PascalVOC, "cityscapes": cityscapes.Cityscapes, "ade20k": ade20k.ADE20k, "camvid": camvid.CamVid}
@@ -75,6 +76,8 @@ def import_model(
     output_stride: int | None = None,
     width_multiplier: float | None = None,
     head: str | None = None,
+    dense_prediction_cell: CellSpec = None,
+    align_corners: bool | None = None,
 ) -> Report:
     """Read another program's weights and write them as a checkpoint of this package.
 
@@ -85,8 +88,8 @@ def import_model(
         classes: names in the order of the logits; or a file that lists them, one a line or as a classes.yaml; or voc,
             cityscapes, ade20k, camvid. None: those of the file, or else numbers.
         overwrite: whether `output` may be there already.
-        output_stride, width_multiplier, head: hints, as model.* of a training, where the file does not say. An importer
-            refuses those that tell nothing of its files.
+        output_stride, width_multiplier, head, dense_prediction_cell, align_corners: hints, as model.* of a training,
+            where the file does not say. An importer refuses those that tell nothing of its files.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -96,6 +99,7 @@ def import_model(
     """
     file, output = Path(file).expanduser(), Path(output).expanduser()
     hints = {"output_stride": output_stride, "width_multiplier": width_multiplier, "head": head}
+    hints |= {"dense_prediction_cell": dense_prediction_cell, "align_corners": align_corners}
     given = {key: value for key, value in hints.items() if value is not None}
     read = _reader(source, given)
     _refuse_overwriting(output, overwrite)

@@ -61,6 +61,7 @@ def test_logits_are_mmsegmentations(original, state, tmp_path):
     assert found.model == {
         "num_classes": 5, "backbone": "resnet50_v1c", "head": "deeplabv3plus", "aspp_channels": 16,
         "decoder_channels": 48, "auxiliary_head": True, "output_stride": 8, "aspp_dilations": None, "dropout": 0.1,
+        "align_corners": False,
     }  # fmt: skip
     assert (found.classes, found.palette[4]) == (tuple("abcde"), (4, 0, 9))
     assert found.unused == {}
@@ -92,6 +93,22 @@ def test_configuration_in_the_file_is_read_and_not_run(state, tmp_path, monkeypa
     assert not Path("never-run").exists()
 
 
+def test_configuration_that_aligns_corners(original, state, tmp_path):
+    """As those of mmsegmentation's 769 x 769 Cityscapes models."""
+    model = build(imported(tmp_path, state, cfg=CITYSCAPES.replace("align_corners=False", "align_corners=True")))
+    images = torch.randn(1, 3, 65, 49, generator=torch.Generator().manual_seed(0))
+    try:
+        original.align_corners = original.decode_head.align_corners = True
+        with torch.inference_mode():
+            theirs = original(images, mode="tensor")
+            theirs = nn.functional.interpolate(theirs, (65, 49), mode="bilinear", align_corners=True)
+            assert (theirs - model(images)).abs().max() <= 1e-5
+            original.align_corners = original.decode_head.align_corners = False
+            assert (original(images, mode="tensor") - model.head(model.backbone(images))).abs().max() > 1e-4
+    finally:
+        original.align_corners = original.decode_head.align_corners = False
+
+
 @pytest.mark.parametrize(
     ("then", "now", "model"),
     [
@@ -110,7 +127,6 @@ def test_configuration_tells_strides_and_rates(then, now, model, state, tmp_path
     ("then", "now", "words"),
     [
         ("contract_dilation=True", "contract_dilation=False", "contract_dilation=False"),
-        ("align_corners=False", "align_corners=True", "align_corners=True"),
         ("style='pytorch'", "style='caffe'", "style='caffe'"),
         ("dilations=(1, 1, 2, 4)", "dilations=(1, 1, 2, 2)", r"dilations=\[1, 1, 2, 2\]"),
         ("style='pytorch'", "multi_grid=(1, 2, 4)", "multi_grid"),

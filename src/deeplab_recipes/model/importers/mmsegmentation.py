@@ -109,17 +109,14 @@ def _settings(
     _refuse_other(file, backbone, head)
     strides = tuple(backbone.get("strides", (1, 2, 1, 1)))
     stride = STRIDES[strides][1]
+    common = {"dropout": float(head.get("dropout_ratio", 0.1)), "align_corners": bool(head.get("align_corners", False))}
     rates = head.get("dilations")
     if output_stride not in (None, stride):
         # As given: rebuilt at another stride, mmsegmentation would need other rates too.
-        return {"output_stride": output_stride, "aspp_dilations": None, **_dropout(head)}
+        return {"output_stride": output_stride, "aspp_dilations": None, **common}
     published = {8: [1, 12, 24, 36], 16: [1, 6, 12, 18]}
     own = None if rates is None or list(rates) == published.get(stride) else list(rates)
-    return {"output_stride": stride, "aspp_dilations": own, **_dropout(head)}
-
-
-def _dropout(head: Mapping[str, Any]) -> dict[str, float]:
-    return {"dropout": float(head.get("dropout_ratio", 0.1))}
+    return {"output_stride": stride, "aspp_dilations": own, **common}
 
 
 def _refuse_other(file: Path, backbone: Mapping[str, Any], head: Mapping[str, Any]) -> None:
@@ -131,7 +128,6 @@ def _refuse_other(file: Path, backbone: Mapping[str, Any], head: Mapping[str, An
         "contract_dilation=False": bool(backbone) and stride < 32 and not backbone.get("contract_dilation", False),
         "style='caffe'": backbone.get("style", "pytorch") != "pytorch",
         "multi_grid": backbone.get("multi_grid") is not None,
-        "align_corners=True": head.get("align_corners", False),
         f"decode_head type {head.get('type')}": head.get("type", "ASPPHead") not in HEADS,
     }
     found = [name for name, present in problems.items() if present]

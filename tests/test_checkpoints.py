@@ -1,5 +1,6 @@
 import copy
 import errno
+import inspect
 import pickle
 import resource
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deeplab_recipes import checkpoints
 from deeplab_recipes.checkpoints import (
+    ADDED,
     FORMAT_VERSION,
     AtomicCheckpointIO,
     Checkpoints,
@@ -23,6 +25,7 @@ from deeplab_recipes.checkpoints import (
     require_same_task,
 )
 from deeplab_recipes.data.sampler import Draw, TrainingSampler
+from deeplab_recipes.model import build_deeplab
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -245,12 +248,32 @@ def test_another_task_is_refused(theirs, message):
         require_same_task("old.ckpt", theirs, CARD)
 
 
-@pytest.mark.parametrize("key", ["auxiliary_head", "freeze_batchnorm"])
-def test_older_checkpoint_lacks_arguments_that_came_later(key):
-    now = changed(model={**CARD["model"], key: False})
+def test_arguments_that_came_later_default_to_what_there_was():
+    defaults = {name: p.default for name, p in inspect.signature(build_deeplab).parameters.items()}
+    assert {name: defaults[name] for name in ADDED} == ADDED
+    arguments = build_deeplab(3, backbone="resnet18", aspp_channels=8).arguments
+    first = ("num_classes", "backbone", "head", "width_multiplier", "output_stride", "aspp_dilations", "aspp_channels")
+    first = (*first, "dropout", "decoder_channels", "backbone_weights", "initializers")
+    old = {name: arguments[name] for name in first}
+    require_same_task("old.ckpt", changed(model=old), changed(model=arguments))
+    assert build_deeplab(**old).arguments == arguments
+
+
+@pytest.mark.parametrize(
+    ("key", "then", "other"),
+    [("auxiliary_head", False, True), ("freeze_batchnorm", "none", "both"), ("freeze_backbone", 0, 2)],
+)
+def test_older_checkpoint_lacks_arguments_that_came_later(key, then, other):
+    now = changed(model={**CARD["model"], key: then})
     require_same_task("old.ckpt", CARD, now)
-    with pytest.raises(ValueError, match=f"model.{key} is False there and True here"):
-        require_same_task("old.ckpt", CARD, changed(model={**CARD["model"], key: True}))
+    with pytest.raises(ValueError, match=f"model.{key} is {then!r} there and {other!r} here"):
+        require_same_task("old.ckpt", CARD, changed(model={**CARD["model"], key: other}))
+
+
+@pytest.mark.parametrize(("old", "new"), [(False, "none"), (True, "statistics")])
+def test_older_checkpoint_spells_frozen_batch_norm_as_a_switch(old, new):
+    old, new = (changed(model={**CARD["model"], "freeze_batchnorm": value}) for value in (old, new))
+    require_same_task("old.ckpt", old, new)
 
 
 # In training

@@ -39,6 +39,31 @@ def require_same_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None
             )
 
 
+def require_one_beginning(checkpoint: Path, weights: str | None) -> None:
+    """Check that `weights` are those that the run of a checkpoint began with: they act at its start only.
+
+    Raises:
+        ValueError: if it began otherwise, or its settings are not beside the checkpoint to tell.
+    """
+    if weights is None:
+        return
+    earlier = earlier_settings(checkpoint)
+    began = None if earlier is None else earlier.get("weights")
+    if began != weights and not _moved(began, weights):
+        how = "its settings are not beside it" if earlier is None else f"its run began with weights={_shown(began)}"
+        raise ValueError(
+            f"weights={weights} begins a run, and {checkpoint} goes on with one ({how}): leave weights out to go on "
+            "with it, or resume to begin anew"
+        )
+
+
+def beginning(checkpoint: Path) -> dict[str, Any]:
+    """Return what the record of a checkpoint's run says of the weights that it began with."""
+    path = run_of(checkpoint) / "result.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    return {"weights": before["weights"]} if "weights" in before else {}
+
+
 def earlier_settings(checkpoint: Path) -> Mapping[str, Any] | None:
     """Return the settings of the run that wrote a checkpoint, or None where they are not beside it."""
     path = run_of(checkpoint) / "config.yaml"

@@ -179,3 +179,30 @@ def test_loading_leaves_the_random_numbers_alone(checkpoint):
 def test_a_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_predictor(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rates"),
+    [
+        ({"backbone": "xception41", "head": "tensorflow"}, {3: 36}),
+        ({"head": "tensorflow_short", "padding": "same"}, {}),
+        ({"head": "dense_prediction_cell", "width_divisor": 1}, {0: 2}),
+    ],
+)
+def test_tensorflows_family_at_another_output_stride(arguments, rates, tmp_path):
+    torch.manual_seed(0)
+    narrow = {} if "backbone" in arguments else {"backbone": "mobilenet_v2", "width_multiplier": 0.35}
+    model = build_deeplab(5, aspp_channels=8, output_stride=16, **narrow, **arguments).eval()
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "deeplab": card(model, "keep_ratio")}, tmp_path / "a.ckpt")
+    predictor = load_predictor(tmp_path / "a.ckpt", output_stride=8)
+    dense = build_deeplab(**{**model.arguments, "output_stride": 8}).eval()
+    dense.load_state_dict(model.state_dict())
+    images = torch.randn(1, 3, 35, 62)
+    with torch.no_grad():
+        assert torch.equal(predictor.model(images), dense(images))
+        assert predictor.model.backbone(images).high.shape[-2:] == (5, 8)
+        assert model.backbone(images).high.shape[-2:] == (3, 4)
+    branches = predictor.model.head.encoder.branches
+    assert {i: branches[i].depthwise.conv.dilation[0] for i in rates} == rates
+    assert predictor(photograph(35, 62)).shape == (35, 62)

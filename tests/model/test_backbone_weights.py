@@ -145,6 +145,11 @@ def test_deep_stems_have_mmsegmentations_weights(monkeypatch):
         load_backbone_weights(network, "imagenet1k_v1", architecture="resnet50_v1c")
 
 
+def test_xceptions_have_no_published_name():
+    with pytest.raises(ValueError, match=r"weights that xception41 has; valid: none, FILE, ADDRESS#sha256=HEX"):
+        load_backbone_weights(backbone(), "imagenet1k_v1", architecture="xception41")
+
+
 def test_closest_name_is_proposed():
     with pytest.raises(ValueError, match=r"Did you mean 'imagenet1k_v1'\?"):
         load("imagnet1k_v1")

@@ -7,6 +7,7 @@ from torch import distributed, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deeplab_recipes.model import DeepLab, build_deeplab
+from deeplab_recipes.model.heads import HEADS
 
 SMALL = {"backbone": "mobilenet_v2", "output_stride": 16, "aspp_channels": 16, "width_multiplier": 0.35}
 
@@ -26,6 +27,29 @@ def test_published_parameter_counts(backbone, expected):
         assert parameters(build_deeplab(150, backbone=backbone)) == expected
 
 
+WITH_DECODER = {"head": "tensorflow", "low_level_features": "depthwise"}
+
+
+# Trainable parameters, for 7 classes, in graphs that research/deeplab's export script wrote.
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"backbone": "mobilenet_v2", "head": "tensorflow_short"}, 2_109_959),
+        (
+            {"backbone": "mobilenet_v2", "head": "tensorflow_short", "width_multiplier": 0.35, "width_divisor": 1},
+            437_315,
+        ),
+        ({"backbone": "mobilenet_v2", "head": "tensorflow", "decoder": False}, 2_564_423),
+        ({"backbone": "mobilenet_v2", **WITH_DECODER}, 2_721_975),
+        ({"backbone": "mobilenet_v2", **WITH_DECODER, "width_multiplier": 1.4, "width_divisor": 1}, 4_587_635),
+        ({"backbone": "xception41", "head": "tensorflow", "decoder": False}, 27_942_135),
+    ],
+)
+def test_parameters_of_tensorflows_graphs(arguments, expected):
+    with torch.device("meta"):
+        assert parameters(build_deeplab(7, output_stride=16, aspp_channels=256, **arguments)) == expected
+
+
 def test_published_operations():
     with torch.device("meta"):
         model, images = build_deeplab(150).eval(), torch.empty(1, 3, 512, 512)
@@ -36,7 +60,7 @@ def test_published_operations():
 
 @pytest.mark.parametrize("size", [(33, 47), (65, 97), (64, 64)])
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-@pytest.mark.parametrize("head", ["deeplabv3plus", "deeplabv3"])
+@pytest.mark.parametrize("head", HEADS)
 def test_logits_have_the_size_of_the_images(size, output_stride, head):
     model = small_model(output_stride=output_stride, head=head)
     assert model(torch.randn(2, 3, *size)).shape == (2, 4, *size)
@@ -48,6 +72,14 @@ def test_logits_are_the_heads_resized_with_half_pixel_centres():
     with torch.no_grad():
         coarse = model.head(model.backbone(images))
         resized = nn.functional.interpolate(coarse, (65, 97), mode="bilinear", align_corners=False)
+        assert torch.equal(model(images), resized)
+
+
+def test_tensorflows_logits_are_resized_corner_to_corner():
+    model, images = small_model(head="tensorflow_short").eval(), torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        coarse = model.head(model.backbone(images))
+        resized = nn.functional.interpolate(coarse, (65, 97), mode="bilinear", align_corners=True)
         assert torch.equal(model(images), resized)
 
 
@@ -134,6 +166,62 @@ def test_arguments_rebuild_the_architecture(tmp_path):
     rebuilt.load_state_dict(model.state_dict())
 
 
+EVERY_SETTING = {
+    "backbone": "mobilenet_v2",
+    "head": "dense_prediction_cell",
+    "dense_prediction_cell": [{"op": "conv", "kernel": 3, "rate": [1, 2], "input": -1}],
+    "align_corners": False,
+    "batchnorm_epsilon": {"backbone": 1e-3},
+    "batchnorm_momentum": {"backbone": 0.003, "head": 0.0003},
+    "batchnorm_scale": False,
+    "width_divisor": 1,
+    "padding": "same",
+    "low_level_features": "depthwise",
+}
+
+
+@pytest.mark.parametrize("changes", [EVERY_SETTING, {"head": "tensorflow", "image_pooling": False}])
+def test_arguments_of_tensorflows_family_rebuild_it(changes):
+    model = small_model(**changes)
+    assert builtins_only(model.arguments)
+    rebuilt = build_deeplab(**model.arguments)
+    assert (rebuilt.arguments, str(rebuilt)) == (model.arguments, str(model))
+    rebuilt.load_state_dict(model.state_dict())
+
+
+def norms(part: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_batch_norms_take_a_number_or_one_a_part():
+    model = small_model(**EVERY_SETTING)
+    assert {(norm.eps, norm.momentum) for norm in norms(model.backbone)} == {(1e-3, 0.003)}
+    assert {(norm.eps, norm.momentum) for norm in norms(model.head)} == {(1e-5, 0.0003)}
+    model = small_model(batchnorm_epsilon=1e-3, batchnorm_momentum=0.9, auxiliary_head=True)
+    assert {(norm.eps, norm.momentum) for norm in norms(model)} == {(1e-3, 0.9)}
+    assert {(norm.eps, norm.momentum) for norm in norms(small_model())} == {(1e-5, 0.1)}
+
+
+def test_without_scale_the_heads_factors_stay_one():
+    model = small_model(batchnorm_scale=False)
+    assert not any(norm.weight.requires_grad for norm in norms(model.head))
+    assert all(norm.bias.requires_grad for norm in norms(model.head))
+    assert all(norm.weight.requires_grad for norm in norms(model.backbone))
+
+
+def test_a_cells_file_is_not_needed_again(tmp_path):
+    file = tmp_path / "cell.json"
+    file.write_text('[{"op": "conv", "kernel": 1, "input": -1}]')
+    model = small_model(head="dense_prediction_cell", dense_prediction_cell=str(file))
+    file.unlink()
+    assert str(build_deeplab(**model.arguments)) == str(model)
+
+
+def test_cells_rates_follow_another_output_stride():
+    dense = build_deeplab(**{**small_model(head="dense_prediction_cell").arguments, "output_stride": 8})
+    assert dense.head.encoder.branches[0].depthwise.conv.dilation == (2, 12)
+
+
 def test_default_dilations_follow_another_output_stride():
     dense = build_deeplab(**{**small_model().arguments, "output_stride": 8})
     assert tuple(dense.head.aspp_modules.dilations) == (1, 12, 24, 36)
@@ -165,6 +253,15 @@ def test_weights_follow_from_the_seed():
         ({"backbone": "resnet110"}, "unknown backbone 'resnet110'"),
         ({"head": "deeplab"}, "unknown head 'deeplab'"),
         ({"output_stride": 64}, "output_stride must be one of"),
+        ({"multi_grid": [1, 2, 4]}, "multi_grid=.* acts on backbone xception41, xception65, xception71 only"),
+        (
+            {"head": "tensorflow_short", "low_level_features": "depthwise"},
+            "low_level_features=depthwise acts with a decoder only: leave it at block",
+        ),
+        ({"batchnorm_epsilon": 0}, "batchnorm_epsilon must be above 0 and at most 1 in the backbone, .* got 0"),
+        ({"batchnorm_epsilon": {"head": "x"}}, "batchnorm_epsilon must be .* in the head, .* got 'x'"),
+        ({"batchnorm_momentum": {"neck": 0.1}}, "batchnorm_momentum has 'neck'; valid: a number, or {backbone"),
+        ({"batchnorm_scale": 2}, "batchnorm_scale must be true or false, got 2"),
         ({"initializers": ["ones"]}, "unknown initializer 'ones'"),
         ({"backbone_weights": "nowhere.pth"}, "backbone_weights=nowhere.pth is neither a file nor weights"),
     ],

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from deeplab_recipes.model.backbones import Features
 from deeplab_recipes.model.heads import DILATIONS, build_auxiliary_head, build_head, init_weights
 
 FEATURES = (24, 96, 320)
@@ -76,6 +77,67 @@ def test_settings_reach_the_layers():
     assert head.dropout.p == 0.25
 
 
+def test_align_corners_reaches_mmsegs_resizing():
+    assert small_head(align_corners=True).align_corners is True
+    assert small_head("deeplabv3").align_corners is False
+
+
+def features(size: tuple[int, int] = (9, 13), channels: tuple[int, ...] = FEATURES) -> Features:
+    low, high = size, tuple(-(-side // 4) for side in size)
+    return Features(*(torch.randn(2, c, *s) for c, s in zip(channels, (low, high, high), strict=True)))
+
+
+def test_tensorflow_branches_are_one_a_rate_and_image_pooling():
+    head = small_head("tensorflow", output_stride=16)
+    rates = [getattr(branch, "depthwise", branch).conv.dilation for branch in head.encoder.branches]
+    assert rates == [(1, 1), (6, 6), (12, 12), (18, 18)]
+    assert head.encoder.concat_projection.conv.in_channels == 5 * 16
+    assert head.encoder.dropout.p == 0.1
+    assert small_head("tensorflow", output_stride=8).encoder.branches[3].depthwise.conv.dilation == (36, 36)
+    assert small_head("tensorflow", image_pooling=False).encoder.concat_projection.conv.in_channels == 4 * 16
+    short = small_head("tensorflow_short")
+    assert (len(short.encoder.branches), short.decoder) == (1, None)
+
+
+@pytest.mark.parametrize("align_corners", [None, True, False])
+def test_decoder_resizes_the_encoders_features(align_corners):
+    head, maps = small_head("tensorflow", output_stride=16, align_corners=align_corners).eval(), features()
+    assert head.align_corners is (align_corners is not False)
+    with torch.no_grad():
+        encoded, low = head.encoder(maps.high), head.decoder.feature_projection(maps.low)
+        corners = align_corners is not False
+        resized = nn.functional.interpolate(encoded, (9, 13), mode="bilinear", align_corners=corners)
+        expected = head.conv_seg(head.decoder.conv1(head.decoder.conv0(torch.cat([resized, low], dim=1))))
+        assert torch.equal(head(maps), expected)
+
+
+def test_image_pooling_is_the_same_everywhere():
+    head, maps = small_head("tensorflow_short").eval(), features()
+    weight = head.encoder.concat_projection.conv.weight
+    with torch.no_grad():
+        weight[:, 16:] = 0  # what the 1x1 branch gives
+        logits = head(maps)
+        alone = head(maps._replace(high=maps.high.mean((2, 3), keepdim=True)))
+    assert logits.shape == (2, 5, 3, 4)
+    torch.testing.assert_close(logits, alone.expand_as(logits))
+
+
+def test_without_decoder_logits_stay_at_the_output_stride():
+    assert small_head("tensorflow", decoder=False)(features()).shape == (2, 5, 3, 4)
+    assert small_head("dense_prediction_cell", decoder=False)(features()).shape == (2, 5, 3, 4)
+    assert small_head("dense_prediction_cell")(features()).shape == (2, 5, 9, 13)
+
+
+def test_tensorflow_heads_need_no_mmseg():
+    program = (
+        "import sys; from deeplab_recipes.model.heads import build_head\n"
+        "for name in ('tensorflow', 'tensorflow_short', 'dense_prediction_cell'):\n"
+        f"    build_head(name, 5, feature_channels={FEATURES})\n"
+        "sys.exit('mmseg' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
 def test_last_convolution_starts_as_after_init_weights():
     head = build_head("deeplabv3plus", 150, feature_channels=FEATURES)
     init_weights(head)
@@ -99,11 +161,24 @@ def test_weights_follow_from_the_seed():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("deeplabv3+", {}, r"head 'deeplabv3\+'; valid: deeplabv3plus, deeplabv3\. Did you mean 'deeplabv3'"),
+        ("deeplabv3+", {}, r"head 'deeplabv3\+'; valid: deeplabv3plus, deeplabv3, tensor.* Did you mean 'deeplabv3'"),
         ("deeplabv3plus", {"aspp_dilations": []}, r"aspp_dilations must be positive integers, .* got \[\]"),
         ("deeplabv3plus", {"aspp_dilations": [1, 0]}, r"got \[1, 0\]"),
         ("deeplabv3plus", {"decoder_channels": 0}, "decoder_channels must be a positive integer, got 0"),
-        ("deeplabv3", {"decoder_channels": 64}, "decoder_channels=64 acts on head 'deeplabv3plus' only"),
+        (
+            "deeplabv3",
+            {"decoder_channels": 64},
+            "decoder_channels=64 acts on head deeplabv3plus, tensorflow, dense_prediction_cell only, not on deeplabv3: "
+            "leave it at 48",
+        ),
+        ("deeplabv3plus", {"decoder": False}, "decoder=False acts on head tensorflow, dense_prediction_cell only"),
+        ("tensorflow_short", {"aspp_dilations": [1, 6]}, r"aspp_dilations=\[1, 6\] acts on head deeplabv3plus, "),
+        ("dense_prediction_cell", {"image_pooling": False}, "image_pooling=False acts on head tensorflow, tensorf"),
+        ("tensorflow", {"dense_prediction_cell": "published"}, "acts on head dense_prediction_cell only, not on tens"),
+        ("tensorflow", {"decoder": False, "decoder_channels": 32}, "decoder_channels=32 acts with decoder=true only"),
+        ("tensorflow", {"decoder": 1}, "decoder must be true or false, or null .*, got 1"),
+        ("tensorflow", {"image_pooling": None}, "image_pooling must be true or false, got None"),
+        ("deeplabv3", {"align_corners": "yes"}, "align_corners must be true or false, or null .*, got 'yes'"),
         ("deeplabv3plus", {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ("deeplabv3plus", {"num_classes": 1}, "num_classes must be an integer >= 2"),
     ],

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Option = TypeVar("Option")
 
@@ -22,3 +22,25 @@ def did_you_mean(name: object, options: Iterable[str]) -> str:
     """Return the end of an error message: the closest option, or nothing where none is close."""
     closest = get_close_matches(str(name), list(options), n=1)
     return f". Did you mean {closest[0]!r}?" if closest else ""
+
+
+def acting(
+    kind: str, name: str, options: Mapping[str, Any], owners: Mapping[str, tuple[Any, tuple[str, ...]]]
+) -> dict[str, Any]:
+    """Return the options that act on ``name``.
+
+    Args:
+        kind: what ``name`` names, for the error.
+        name: a backbone or head.
+        options: as they were given.
+        owners: for options that only some have, the value that stands for none, and those that have it.
+
+    Raises:
+        ValueError: an option is set that ``name`` would ignore.
+    """
+    for option, value in options.items():
+        neutral, having = owners.get(option, (value, ()))
+        if value != neutral and name not in having:
+            valid = ", ".join(having)
+            raise ValueError(f"{option}={value} acts on {kind} {valid} only, not on {name}: leave it at {neutral}")
+    return {option: value for option, value in options.items() if name in owners.get(option, (None, (name,)))[1]}

@@ -1,6 +1,6 @@
 """The model: backbone, head, and logits at the size of the images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, distributed, nn
@@ -8,12 +8,18 @@ from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplab_recipes.model.backbones import Backbone, Features, build_backbone
+from deeplab_recipes.model.dense_prediction_cell import CellSpec, parse_cell
+from deeplab_recipes.model.freezing import batchnorm_choice, frozen_stages, hold_statistics, stop_learning
 from deeplab_recipes.model.heads import DECODER_CHANNELS, build_auxiliary_head, build_head, init_weights
 from deeplab_recipes.model.initializers import apply_initializers
+from deeplab_recipes.model.layers import set_batchnorm
 from deeplab_recipes.model.weights import load_backbone_weights
 from deeplab_recipes.numerics import at_least_float32
 
 MINIMUM_SIZE = 33
+BATCHNORM_MOMENTUM = 0.1  # torch's
+PARTS = ("backbone", "head")
+PerPart = float | Mapping[str, float] | None
 
 
 class DeepLab(nn.Module):
@@ -34,16 +40,16 @@ class DeepLab(nn.Module):
         self.auxiliary_head = auxiliary_head
         self.num_classes: int = arguments["num_classes"]
         self.output_stride: int = arguments["output_stride"]
-        self.freeze_batchnorm: bool = arguments["freeze_batchnorm"]
+        self.freeze_batchnorm: str = arguments["freeze_batchnorm"]
+        self.freeze_backbone: int = arguments["freeze_backbone"]
         self.arguments = arguments
+        stop_learning(self, self.freeze_batchnorm, self.freeze_backbone)
         self.train()
 
     def train(self, mode: bool = True) -> "DeepLab":
-        """Switch to training or evaluation; frozen batch norms stay in evaluation."""
+        """Switch to training or evaluation; batch norms with frozen statistics stay in evaluation."""
         super().train(mode)
-        for module in self.modules() if self.freeze_batchnorm else ():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        hold_statistics(self, self.freeze_batchnorm, self.freeze_backbone)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,11 +77,10 @@ class DeepLab(nn.Module):
             self._check_single_image()
         return self.backbone(images)
 
-    @staticmethod
-    def _logits(head: nn.Module, features: Features, images: Tensor) -> Tensor:
+    def _logits(self, head: nn.Module, features: Features, images: Tensor) -> Tensor:
         # Autocast would resize 16-bit logits in 16 bits, whose rounding moves the borders between classes.
         logits = at_least_float32(head(features))
-        return interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=self.head.align_corners)
 
     def _check_single_image(self) -> None:
         pooling = getattr(self.head, "image_pool", nn.Identity())
@@ -120,7 +125,19 @@ def build_deeplab(
     decoder_channels: int = DECODER_CHANNELS,
     width_multiplier: float = 1.0,
     auxiliary_head: bool = False,
-    freeze_batchnorm: bool = False,
+    freeze_batchnorm: bool | str = "none",
+    freeze_backbone: bool | int = False,
+    decoder: bool | None = None,
+    image_pooling: bool = True,
+    dense_prediction_cell: CellSpec = None,
+    align_corners: bool | None = None,
+    batchnorm_epsilon: PerPart = None,
+    batchnorm_momentum: PerPart = BATCHNORM_MOMENTUM,
+    batchnorm_scale: bool = True,
+    width_divisor: int = 8,
+    padding: str = "symmetric",
+    low_level_features: str = "block",
+    multi_grid: Sequence[int] | None = None,
 ) -> DeepLab:
     """Build a DeepLab whose weights follow from torch's global random state.
 
@@ -133,25 +150,51 @@ def build_deeplab(
         output_stride: 8, 16 or 32.
         aspp_dilations: atrous rates, one branch each (1 is a 1x1 convolution). None: (1, 12, 24, 36) at
             output stride 8, (1, 6, 12, 18) at 16, (1, 3, 6, 9) at 32.
-        aspp_channels: channels of each ASPP branch and of the decoder.
-        dropout: probability of dropping a channel before the last convolution.
+        aspp_channels: channels of each branch of the encoder and of the decoder.
+        dropout: probability of dropping a channel: before the last convolution, in TensorFlow's heads at the end of
+            the pyramid, or before a dense prediction cell's projection.
         backbone_weights: none, imagenet1k_v1, imagenet1k_v2 (a V1c: openmmlab), a file, or ADDRESS#sha256=HEX
             (see ``weights``).
         initializers: keys of ``initializers.INITIALIZERS``; with backbone weights they act on the head only. Where
             there are none, the heads start as mmsegmentation's ``init_weights()`` leaves them; with some, as in
             Composer, the last convolution keeps its constructor's draw but for what these set.
-        decoder_channels: channels to which deeplabv3plus reduces the low-level features.
+        decoder_channels: channels to which a decoder reduces the low-level features.
         width_multiplier: factor on mobilenet_v2's channels.
         auxiliary_head: add mmsegmentation's FCN head on the middle features, for training.
-        freeze_batchnorm: normalise with the running statistics in training too, and leave these as they are; weights
-            and biases still learn.
+        freeze_batchnorm: what batch norms keep in training: "none"; "statistics" (or true): they normalise with the
+            running ones and leave these as they are, weights and biases still learn, as TensorFlow DeepLab's
+            ``fine_tune_batch_norm=false``; "affine": weights and biases; or "both".
+        freeze_backbone: true: all of the backbone stays as it is; N: its first N stages (see ``Backbone.stages``).
+            That includes the statistics of their batch norms.
+        decoder: whether tensorflow and dense_prediction_cell have one; None: they have.
+        image_pooling: whether tensorflow and tensorflow_short have that branch.
+        dense_prediction_cell: see ``dense_prediction_cell.parse_cell``.
+        align_corners: how maps are resized; None: as the head's original, so True for TensorFlow's.
+        batchnorm_epsilon: added to the variance: a number, or ``{"backbone": ..., "head": ...}``. None: 1e-3 in an
+            Xception, otherwise torch's 1e-5. TensorFlow's MobileNetV2 has 1e-3, its heads 1e-5.
+        batchnorm_momentum: how much of a batch the running statistics take in; in the same forms. TensorFlow's decay d
+            is 1 - d here.
+        batchnorm_scale: whether the head's batch norms learn a factor.
+        width_divisor: mobilenet_v2's channels are multiples of this: 8, in TensorFlow DeepLab 1 at widths but 1.0.
+        padding: mobilenet_v2's: symmetric, or same (TensorFlow's).
+        low_level_features: mobilenet_v2's: block, or depthwise (TensorFlow's).
+        multi_grid: factors on the atrous rates of an Xception's last three convolutions, as [1, 2, 4].
 
     Raises:
-        ValueError: an unknown name, a number out of range, or weights that do not fit.
+        ValueError: an unknown name, a number out of range, weights that do not fit, or a setting that this backbone or
+            head would ignore.
         ImportError: mmsegmentation is missing.
         ConnectionError: the weights cannot be fetched.
     """
-    features = build_backbone(backbone, output_stride=output_stride, width_multiplier=width_multiplier)
+    options: dict[str, Any] = {
+        "width_multiplier": width_multiplier,
+        "width_divisor": width_divisor,
+        "padding": padding,
+        "low_level_features": low_level_features,
+        "multi_grid": multi_grid,
+    }
+    features = build_backbone(backbone, output_stride=output_stride, **options)
+    options["multi_grid"] = None if multi_grid is None else list(multi_grid)
     settings: dict[str, Any] = {
         "output_stride": output_stride,
         # As given, not resolved: rebuilt at another output stride, the default has to follow it.
@@ -159,18 +202,59 @@ def build_deeplab(
         "aspp_channels": aspp_channels,
         "dropout": dropout,
         "decoder_channels": decoder_channels,
+        "decoder": decoder,
+        "image_pooling": image_pooling,
+        "dense_prediction_cell": dense_prediction_cell,
+        "align_corners": align_corners,
     }
     classifier = build_head(head, num_classes, feature_channels=features.channels, **settings)
-    names = {"num_classes": num_classes, "backbone": backbone, "head": head}
-    untrained = {"backbone_weights": None, "initializers": []}
-    training = {"auxiliary_head": auxiliary_head, "freeze_batchnorm": freeze_batchnorm}
-    arguments = {**names, "width_multiplier": width_multiplier, **settings, **training, **untrained}
+    if low_level_features != "block" and head != "deeplabv3plus" and getattr(classifier, "decoder", None) is None:
+        raise ValueError(f"low_level_features={low_level_features} acts with a decoder only: leave it at block")
+    if dense_prediction_cell is not None:  # what a file says: a checkpoint does without the file
+        settings["dense_prediction_cell"] = parse_cell(dense_prediction_cell).described()
     sizes = {"feature_channels": features.channels, "dropout": dropout}
     auxiliary = build_auxiliary_head(num_classes, **sizes) if auxiliary_head else None
+    heads = [part for part in (classifier, auxiliary) if part is not None]
+    norms = _set_batchnorm(features, heads, batchnorm_epsilon, batchnorm_momentum, batchnorm_scale)
+    names = {"num_classes": num_classes, "backbone": backbone, "head": head}
+    untrained = {"backbone_weights": None, "initializers": []}
+    training = {
+        "auxiliary_head": auxiliary_head,
+        "freeze_batchnorm": batchnorm_choice(freeze_batchnorm),
+        "freeze_backbone": frozen_stages(freeze_backbone, features),
+    }
+    arguments = {**names, **options, **settings, **norms, **training, **untrained}
     model = DeepLab(features, classifier, arguments, auxiliary)
-    for part in () if initializers else filter(None, (classifier, auxiliary)):
+    for part in () if initializers else heads:
         init_weights(part)
     # The weights come last and replace the whole backbone, so that the initializers then decide the head.
     apply_initializers(model, initializers)
     load_backbone_weights(model.backbone, backbone_weights, architecture=backbone)
     return model
+
+
+def _set_batchnorm(
+    backbone: Backbone, heads: Sequence[nn.Module], epsilon: PerPart, momentum: PerPart, scale: bool
+) -> dict[str, Any]:
+    """Set the batch norms of both parts, and return the arguments as builtins."""
+    if not isinstance(scale, bool):
+        raise ValueError(f"batchnorm_scale must be true or false, got {scale!r}")
+    epsilons = _per_part("batchnorm_epsilon", epsilon, None)
+    momenta = _per_part("batchnorm_momentum", momentum, BATCHNORM_MOMENTUM)
+    set_batchnorm(backbone, epsilon=epsilons["backbone"], momentum=momenta["backbone"])
+    for head in heads:
+        set_batchnorm(head, epsilon=epsilons["head"], momentum=momenta["head"], scale=scale)
+    given = {"batchnorm_epsilon": epsilon, "batchnorm_momentum": momentum}
+    given = {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items()}
+    return {**given, "batchnorm_scale": scale}
+
+
+def _per_part(name: str, value: PerPart, default: float | None) -> dict[str, float | None]:
+    parts = dict(value) if isinstance(value, Mapping) else dict.fromkeys(PARTS, value)
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"{name} has {unknown[0]!r}; valid: a number, or {{backbone: ..., head: ...}}")
+    for part, number in parts.items():
+        number = parts[part] = default if number is None else number
+        if number is not None and not (isinstance(number, int | float) and 0 < number <= 1):
+            raise ValueError(f"{name} must be above 0 and at most 1 in the {part}, such as 0.001, got {number!r}")
+    return {part: parts.get(part, default) for part in PARTS}

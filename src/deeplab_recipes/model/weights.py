@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor
-from torchvision.models import get_model_weights
+from torchvision.models import get_model_weights, list_models
 
 from deeplab_recipes.model.backbones import Backbone
 from deeplab_recipes.model.choices import did_you_mean
@@ -58,9 +58,10 @@ def _locate(spec: str, architecture: str) -> Path:
         return _fetch(url, filename, Path(filename).stem.rpartition("-")[2])
     path = Path(spec).expanduser()
     if not path.is_file():
+        valid = ", ".join(["none", *published, "FILE", ADDRESS_FORM])
         raise ValueError(
-            f"backbone_weights={spec} is neither a file nor weights that {architecture} has; valid: none, "
-            f"{', '.join(published)}, FILE, {ADDRESS_FORM}{did_you_mean(spec, ['none', *published])}"
+            f"backbone_weights={spec} is neither a file nor weights that {architecture} has; valid: "
+            f"{valid}{did_you_mean(spec, ['none', *published])}"
         )
     return path
 
@@ -68,6 +69,8 @@ def _locate(spec: str, architecture: str) -> Path:
 def _published(architecture: str) -> dict[str, str]:
     if architecture in V1C_FILES:
         return {"openmmlab": OPENMMLAB + V1C_FILES[architecture]}
+    if architecture not in list_models():
+        return {}
     return {entry.name.lower(): entry.url for entry in get_model_weights(architecture)}
 
 

@@ -19,17 +19,12 @@ class ResNetBackbone(Backbone):
         output_stride: 8, 16 or 32.
         deep_stem: three 3x3 convolutions in place of the first 7x7, named ``stem``: the variant V1c (He et al., Bag of
             Tricks, arXiv:1812.01187) on which mmsegmentation's DeepLabs stand.
-        width_multiplier: 1.0, there is no other.
     """
 
     classifier_keys = ("fc.",)
 
-    def __init__(
-        self, architecture: str, *, output_stride: int, deep_stem: bool = False, width_multiplier: float = 1.0
-    ) -> None:
+    def __init__(self, architecture: str, *, output_stride: int, deep_stem: bool = False) -> None:
         super().__init__()
-        if width_multiplier != 1.0:
-            raise ValueError(f"width_multiplier={width_multiplier} is for mobilenet_v2, not {architecture}")
         network = torchvision.models.get_model(architecture)
         if deep_stem:
             self.stem = _deep_stem()
@@ -48,6 +43,11 @@ class ResNetBackbone(Backbone):
         low = self.layer1(self.maxpool(stem))
         middle = self.layer3(self.layer2(low))
         return Features(low, middle, self.layer4(middle))
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the stem and the four layers."""
+        stem = [self.stem] if hasattr(self, "stem") else [self.conv1, self.bn1]
+        return [stem, [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
 
 def _deep_stem() -> nn.Sequential:

@@ -1,7 +1,7 @@
 """asahi417's SemanticSegmentation: its command lines.
 
-What the flags leave out comes from PRESETS (source: parameter_manager/deeplab/{pascal,ade20k}.py). Training is SGD with
-momentum 0.9, learning rates to the power 0.9 down to 0.
+What the flags leave out comes from PRESETS (source: parameter_manager/deeplab/{pascal,ade20k}.py). The recipe
+voc_minimal holds what they have in common with the README's command line.
 """
 
 import argparse
@@ -16,16 +16,7 @@ from deeplab_recipes.legacy.tables import COUNT, NOT_NEGATIVE, POSITIVE, Choice,
 SYSTEM = "asahi417's command line"
 TRAIN, BUILD = "train.py", "build_tfrecord.py"
 SCRIPTS = re.compile(r"(^|[\s/])(train|build_tfrecord)\.py(\s|$)")
-BASE = (
-    "+recipe=voc_minimal",
-    "optimizer=sgd",
-    "optimizer.momentum=0.9",
-    "schedule=polynomial",
-    "schedule.power=0.9",
-    "schedule.alpha_f=0.0",
-    "model=tensorflow_xception65",
-    "trainer.max_epochs=null",
-)
+BASE = ("+recipe=voc_minimal",)
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "pascal": {
         "learning_rate": 1e-3,
@@ -50,7 +41,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "off_fine_tune_batch_norm": True,
     },
 }
-HALF = "data.mean=[127.5,127.5,127.5] data.std=[127.5,127.5,127.5]"  # pixels in -1..1
+# ADE20k's data with what voc_tensorflow has
+AS_TENSORFLOW = (
+    "data=ade20k_keep_ratio ~data.source.training_list data.base_size=[513,513] "
+    "data.evaluate_sizes.keep_ratio=[513,513] data.scale_step=0.25 data.max_class_share=1.0 "
+    "data.photometric=none data.mean=[127.5,127.5,127.5] data.std=[127.5,127.5,127.5]"
+)
 NO_CHECKPOINT = Refused(
     "it is a folder of TensorFlow's: deeplab import source=tensorflow file=... output=model.ckpt makes it one of ours, "
     "and then weights=model.ckpt init=continue_training"
@@ -58,8 +54,8 @@ NO_CHECKPOINT = Refused(
 TABLE: Table = {
     "data": Choice(
         {
-            "pascal": "data=voc data.source.training_list=train trainer.max_steps=30000",
-            "ade20k": "data=ade20k_keep_ratio trainer.max_steps=300000",
+            "pascal": "data=voc_tensorflow trainer.max_steps=30000",
+            "ade20k": f"{AS_TENSORFLOW} trainer.max_steps=300000",
         }
     ),
     "model": Choice({"deeplab": ""}),
@@ -75,10 +71,10 @@ TABLE: Table = {
     ),
     "backbone": Choice(
         {
-            "xception_41": f"model.backbone=xception41 {HALF}",
-            "xception_65": f"model.backbone=xception65 {HALF}",
-            "xception_65_coco": f"model.backbone=xception65 {HALF}",
-            "xception_71": f"model.backbone=xception71 {HALF}",
+            "xception_41": "model.backbone=xception41",
+            "xception_65": "model.backbone=xception65",
+            "xception_65_coco": "model.backbone=xception65",
+            "xception_71": "model.backbone=xception71",
             "resnet_v1_101": "model.backbone=resnet101 data.mean=[123.15,115.9,103.06] data.std=[1.0,1.0,1.0]",
         }
     ),

@@ -23,11 +23,7 @@ from deeplab_recipes.legacy.tables import (
 SYSTEM = "bonlime's Deeplabv3(...)"
 CALL = "Deeplabv3"
 ORDER = ("weights", "input_tensor", "input_shape", "classes", "backbone", "OS", "alpha", "activation")
-BASE = (
-    "+recipe=finetune",
-    "data.mean=[127.5,127.5,127.5]",
-    "data.std=[127.5,127.5,127.5]",
-)
+BASE = ("+recipe=finetune",)
 VOC_CLASSES = 21
 DEFAULTS: Mapping[str, Any] = {
     "weights": "pascal_voc",
@@ -62,7 +58,8 @@ def _weights(name: str | None, values: Mapping[str, Any]) -> list[str]:
 
 
 def _size(shape: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
-    return [] if shape[0] is None else [f"data.crop_size=[{shape[0]},{shape[1]}]"]
+    keys = ("data.crop_size", "data.base_size", "data.evaluate_sizes.square")
+    return [] if shape[0] is None else [f"{key}=[{shape[0]},{shape[1]}]" for key in keys]
 
 
 def _output_stride(stride: int, values: Mapping[str, Any]) -> str:
@@ -110,6 +107,6 @@ def translate_call(arguments: Mapping[str, Any]) -> Translation:
     values = apply(TABLE, given, DEFAULTS, translation)
     translation.needed["data"] = (
         f"classes={values['classes']}, and the call does not say of what: data=NAME data.root=DIR names the data, "
-        f"which bring their classes (data=voc has {VOC_CLASSES})"
+        f"which bring their classes: folder_square for your own, voc_square has {VOC_CLASSES}"
     )
     return translation

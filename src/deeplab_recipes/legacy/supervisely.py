@@ -26,22 +26,7 @@ from deeplab_recipes.legacy.tables import (
 
 SYSTEM = "Supervisely's training JSON"
 SIDES = ("left", "top", "right", "bottom")
-BASE = (
-    "+recipe=finetune",
-    "data=supervisely_square",
-    "protocol=square",
-    "data.scale_range=[1.0,1.0]",
-    "data.flip=0.0",
-    "data.photometric=none",
-    "data.mean=[127.5,127.5,127.5]",
-    "data.std=[127.5,127.5,127.5]",
-    "optimizer=adam",
-    "optimizer.betas=[0.9,0.999]",
-    "optimizer.eps=1e-08",
-    "optimizer.weight_decay=0.0",
-    "schedule=constant",
-    "parameters=alike",
-)
+BASE = ("+recipe=finetune", "model.freeze_batchnorm=statistics")
 DEFAULTS: Mapping[str, Any] = {
     "lr": 1e-4,
     "epochs": 2,
@@ -107,8 +92,8 @@ TABLE: Table = {
     ),
     "backbone": Choice(
         {
-            "xception_65": "model=tensorflow_xception65 model.freeze_batchnorm=statistics",
-            "mobilenet_v2": "model=tensorflow_mobilenet_v2 model.freeze_batchnorm=statistics",
+            "xception_65": "model=tensorflow_xception65",
+            "mobilenet_v2": "model=tensorflow_mobilenet_v2",
         }
     ),
     "output_stride": Choice({stride: f"model.output_stride={stride}" for stride in (8, 16, 32)}),

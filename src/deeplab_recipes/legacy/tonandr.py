@@ -51,7 +51,7 @@ def _share_of_batch(momentum: float, values: Mapping[str, Any]) -> str:
 
 
 def _size(side: int, values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}=[{side},{side}]" for key in ("data.crop_size", "data.base_size", "data.evaluate_sizes.square")]
+    return [f"{key}=[{side},{side}]" for key in ("data.crop_size", "data.base_size", "data.evaluate_sizes.keep_ratio")]
 
 
 def _cell(branches: list[Any], values: Mapping[str, Any]) -> str:

@@ -37,11 +37,15 @@ SWEEPS: list[Path] = []  # the folder of the sweep that this command began, if a
 
 def main(verb: str | None = None) -> None:
     """Run a verb: the command line's first word, or `verb` for a script that is one."""
-    command = list(sys.argv)
+    named = verb is None
     if verb is None:
         if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
             sys.exit(_usage(sys.argv[1:2]))
-        verb = sys.argv.pop(1)
+        verb = sys.argv[1]
+    # Before anything keeps the arguments: the other ranks are started with what the file says, not with its name.
+    sys.argv[1 + named :] = _expand(verb, sys.argv[1 + named :])
+    command = list(sys.argv)
+    del sys.argv[1 : 1 + named]
     with ending_on_notice() if verb == "train" else nullcontext():
         _run(verb, command)
 
@@ -181,12 +185,7 @@ def download(settings: DictConfig) -> None:
 
 def _word(key: str, path: Path) -> str:
     """Return key=path as it is typed: quoted for Hydra's grammar where that needs it, and then for the shell."""
-    text = str(path)
-    if not re.fullmatch(r"[A-Za-z0-9/._+~ -]+", text):
-        # A backslash escapes only before a quote, where it is doubled itself.
-        escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text)
-        text = f"'{escaped}'"
-    return shlex.quote(f"{key}={text}")
+    return shlex.quote(f"{key}={config.quoted(str(path))}")
 
 
 def check(settings: DictConfig) -> None:
@@ -293,6 +292,38 @@ VERBS: Mapping[str, tuple[Callable[[DictConfig], Any], str]] = {
         "make a checkpoint of another program's weights, e.g. deeplab import source=mmsegmentation file=F output=F",
     ),
 }
+
+
+FROM = re.compile(r"\+{0,2}from=(.*)", re.DOTALL)
+TRANSLATING = ("train", "plan", "check")  # the verbs that take an older program's configuration
+
+
+def _expand(verb: str, arguments: Sequence[str]) -> list[str]:
+    """Replace +from=FILE by the settings that FILE stands for; what else the command line says wins over them."""
+    files = [found[1] for found in map(FROM.fullmatch, arguments) if found]
+    if not files:
+        return list(arguments)
+    if verb not in TRANSLATING:
+        _refuse(f"+from={files[0]}: {verb} does not take it; {', '.join(TRANSLATING)} do")
+    if len(files) > 1:
+        _refuse(f"+from stands there {len(files)} times; one file can be translated at a time")
+    from deeplab_recipes.legacy import translate_file
+
+    try:
+        translation = translate_file(files[0].strip("'\""))
+    except (ValueError, OSError) as error:
+        _refuse(str(error))
+    others = [word for word in arguments if not FROM.fullmatch(word)]
+    given = {word.lstrip("+~").partition("=")[0] for word in others}
+    for key, why in translation.needed.items():
+        if key not in given and not any(word.startswith("-") and word not in MULTIRUN for word in others):
+            _refuse(f"{files[0]}: {why}")
+    words = [word for word in translation.overrides if word.lstrip("+").partition("=")[0] not in given]
+    if rank() in (None, "0"):
+        notes = "".join(f"note: {note}\n" for note in translation.notes)
+        command = shlex.join(["deeplab", verb, *words, *others])
+        print(f"{translation.system}, {files[0]}, in this package's settings:\n{notes}\n{command}\n", file=sys.stderr)
+    return [*words, *others]
 
 
 def _usage(given: Sequence[str]) -> str:

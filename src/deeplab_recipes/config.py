@@ -8,6 +8,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -138,6 +139,36 @@ def _spelled(hint: Any) -> str:
         return " or ".join(map(str, get_args(hint)))
     names = {NoneType: "null", int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
     return names.get(hint) or ("a list" if get_origin(hint) in (Sequence, tuple, list) else str(hint))
+
+
+def quoted(text: str) -> str:
+    """Return a text as a value in Hydra's grammar, with quotes where it would be read as something else."""
+    plain = re.fullmatch(r"[A-Za-z0-9/._+~ -]*[A-Za-z/._+~-][A-Za-z0-9/._+~ -]*", text) and text.strip() == text
+    if plain and text.lower() not in ("true", "false", "null", "nan", "inf") and not _is_number(text):
+        return text
+    # A backslash escapes only before a quote, where it is doubled itself.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text)
+    return f"'{escaped}'"
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
+
+
+def literal(value: Any) -> str:
+    """Return a value as it is written on the command line: numbers, words, switches, null, lists and mappings."""
+    if isinstance(value, str):
+        return quoted(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{literal(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    return repr(value)
 
 
 def suggestion(key: str, valid: Iterable[str]) -> str:

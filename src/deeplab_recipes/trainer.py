@@ -105,8 +105,12 @@ class TrainerSettings:
         """Return the Lightning trainer.
 
         Raises:
-            ValueError: if it would not join the processes that torchrun or SLURM started.
+            ValueError: if it would not join the processes that torchrun or SLURM started, or GPUs are named on a CPU.
         """
+        if isinstance(self.devices, list) and not self.on_gpu():
+            raise ValueError(
+                f"trainer.devices={self.devices} names GPUs, this run is on the CPU: trainer.devices=auto or a number"
+            )
         if _slurm_tasks() not in (None, 1) and "SLURM_NTASKS_PER_NODE" not in os.environ:
             raise ValueError(
                 f"SLURM started {_slurm_tasks()} tasks without saying how many on each node: start them by "

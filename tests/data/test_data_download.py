@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from deeplab_recipes import cli, config
-from deeplab_recipes.data.download.fetch import fetch as module
+from deeplab_recipes.data.download import fetch as module
 from deeplab_recipes.data.download.checks import git_tree
 from deeplab_recipes.data.download.fetch import download, find_set
 from deeplab_recipes.data.download.sets import SBD, SETS, VOC, Archive, DataSet

@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image
 
 from deeplab_recipes.data.reading import open_photograph
-from deeplab_recipes.data.shards.source import tiled_jpeg
+from deeplab_recipes.data.shards import tiled_jpeg
 from deeplab_recipes.data.shards.tiled_jpeg import CannotTile, Tiled, tile
 
 FILE = Path("x.jpg")

@@ -13,7 +13,7 @@ from PIL import Image
 from small_shards import assert_same_samples, content, converted, die, in_another_process
 
 from deeplab_recipes.data.dataset import SegmentationDataset
-from deeplab_recipes.data.shards.source import convert as conversion
+from deeplab_recipes.data.shards import convert as conversion
 from deeplab_recipes.data.shards.source import Shards, open_source
 from deeplab_recipes.data.shards.stores import Folder
 from deeplab_recipes.data.sources import ADE20k, CamVid

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from deeplab_recipes.data.shards.source import label_codec
+from deeplab_recipes.data.shards import label_codec
 from deeplab_recipes.data.shards.manifest import Chunk, Manifest, Origin, Sample, describe_source
 from deeplab_recipes.data.sources import ADE20k, CamVid
 

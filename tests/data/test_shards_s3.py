@@ -9,7 +9,7 @@ import pytest
 from small_shards import assert_same_samples, content, converted, die, in_another_process
 
 from deeplab_recipes.data import SegmentationDataModule
-from deeplab_recipes.data.shards.source import stores
+from deeplab_recipes.data.shards import stores
 from deeplab_recipes.data.shards.source import Shards
 from deeplab_recipes.data.shards.stores import Bucket
 from deeplab_recipes.data.sources import ADE20k

@@ -24,7 +24,7 @@ from deeplab_recipes.data.dataset import OnCorrupt
 from deeplab_recipes.data.files import File
 from deeplab_recipes.data.pictures import PNG_START, open_picture
 from deeplab_recipes.data.reading import read_image
-from deeplab_recipes.data.shards.source import label_codec
+from deeplab_recipes.data.shards import label_codec
 from deeplab_recipes.data.shards.manifest import Chunk, Sample
 from deeplab_recipes.data.shards.source import UNFINISHED
 from deeplab_recipes.data.shards.stores import open_store, unwritable

@@ -28,7 +28,7 @@ from filelock import Timeout
 from deeplab_recipes.data.dataset import OnCorrupt
 from deeplab_recipes.data.files import File, Piece, size_of
 from deeplab_recipes.data.packed import Packed
-from deeplab_recipes.data.shards.source import label_codec
+from deeplab_recipes.data.shards import label_codec
 from deeplab_recipes.data.shards.chunk_writer import Job, Packet, Work, litdata_chunk, litdata_writer, write_chunk
 from deeplab_recipes.data.shards.manifest import (
     FORMAT_VERSION,

@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 
 from deeplab_recipes.data.files import Piece
-from deeplab_recipes.data.shards.source import label_codec
+from deeplab_recipes.data.shards import label_codec
 from deeplab_recipes.data.shards.manifest import MEND, NAME, Chunk, Manifest, describe_source, is_manifest
 from deeplab_recipes.data.shards.stores import Bucket, is_bucket, open_store, unwritable
 from deeplab_recipes.data.sources.base import Colour, Pair, Source, require_split

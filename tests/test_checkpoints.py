@@ -259,12 +259,21 @@ def test_arguments_that_came_later_default_to_what_there_was():
     assert build_deeplab(**old).arguments == arguments
 
 
-@pytest.mark.parametrize("key", ["auxiliary_head", "freeze_batchnorm"])
-def test_older_checkpoint_lacks_arguments_that_came_later(key):
-    now = changed(model={**CARD["model"], key: False})
+@pytest.mark.parametrize(
+    ("key", "then", "other"),
+    [("auxiliary_head", False, True), ("freeze_batchnorm", "none", "both"), ("freeze_backbone", 0, 2)],
+)
+def test_older_checkpoint_lacks_arguments_that_came_later(key, then, other):
+    now = changed(model={**CARD["model"], key: then})
     require_same_task("old.ckpt", CARD, now)
-    with pytest.raises(ValueError, match=f"model.{key} is False there and True here"):
-        require_same_task("old.ckpt", CARD, changed(model={**CARD["model"], key: True}))
+    with pytest.raises(ValueError, match=f"model.{key} is {then!r} there and {other!r} here"):
+        require_same_task("old.ckpt", CARD, changed(model={**CARD["model"], key: other}))
+
+
+@pytest.mark.parametrize(("old", "new"), [(False, "none"), (True, "statistics")])
+def test_older_checkpoint_spells_frozen_batch_norm_as_a_switch(old, new):
+    old, new = (changed(model={**CARD["model"], "freeze_batchnorm": value}) for value in (old, new))
+    require_same_task("old.ckpt", old, new)
 
 
 # In training

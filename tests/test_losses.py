@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deeplab_recipes.hard_pixels import OHEM, TopPixels
 from deeplab_recipes.losses import SegmentationLoss, count_pixels, cross_entropy, dense_cross_entropy, dice
 
 IGNORE = 255
@@ -147,6 +148,10 @@ LOSSES = {
     "cross_entropy_all": SegmentationLoss(denominator="all"),
     "dice": SegmentationLoss(cross_entropy=0, dice=1),
     "sum": SegmentationLoss(cross_entropy=0.375, dice=1.125),
+    "weights": SegmentationLoss(class_weights=[1, 2, 0.5, 0.25], denominator="weights"),
+    "top_k": SegmentationLoss(hard_pixels=TopPixels()),
+    "ohem": SegmentationLoss(hard_pixels=OHEM(min_kept=3)),
+    "ohem_by_loss": SegmentationLoss(hard_pixels=OHEM(thresh=None, min_kept=3)),
 }
 
 
@@ -210,7 +215,12 @@ def test_segmentation_loss_is_the_weighted_sum():
         ({"cross_entropy": 0}, "weights"),
         ({"cross_entropy": float("nan")}, "weights"),
         ({"dice": float("inf")}, "weights"),
-        ({"denominator": "mean"}, "'mean'; valid are 'valid' and 'all'"),
+        ({"denominator": "mean"}, "'mean'; valid are 'valid', 'all', 'weights'"),
+        ({"denominator": "weights"}, "give loss.class_weights"),
+        ({"class_weights": [1, 2], "cross_entropy": 0, "dice": 1}, "act on the cross entropy, whose weight is 0"),
+        ({"hard_pixels": OHEM(), "cross_entropy": 0, "dice": 1}, "act on the cross entropy, whose weight is 0"),
+        ({"hard_pixels": TopPixels(), "denominator": "all"}, "denominator=all has no effect"),
+        ({"class_weights": "balanced"}, "'balanced'; valid are .*median_frequency, inverse_frequency, enet"),
         ({"normalize": "batch"}, "'batch'; valid are 'device' and 'global'"),
     ],
 )
@@ -221,7 +231,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 def test_unknown_denominator_is_refused_by_the_functions():
     logits, target = published()
-    with pytest.raises(ValueError, match="valid are 'valid' and 'all'"):
+    with pytest.raises(ValueError, match="valid are 'valid', 'all', 'weights'"):
         cross_entropy(logits, target, denominator="mean")
 
 

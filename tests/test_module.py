@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tiny import IGNORE
 from torch import Tensor, nn
 
+from deeplab_recipes.hard_pixels import OHEM, TopPixels
 from deeplab_recipes.losses import SegmentationLoss, dice
 from deeplab_recipes.metrics import MeanIoU
 from deeplab_recipes.module import SegmentationModule, resize_logits
@@ -68,6 +69,41 @@ def test_global_dice_over_microbatches_is_refused(tmp_path):
         tiny.trainer(tmp_path).fit(module, tiny.loader(tiny.batches()))
     whole = tiny.module(SegmentationLoss(dice=1, normalize="global"), microbatch_size=4)
     tiny.trainer(tmp_path).fit(whole, tiny.loader(tiny.batches()))
+
+
+def test_class_weights_over_microbatches_train_as_the_whole_batch(tmp_path):
+    loss = SegmentationLoss(class_weights=[1.0, 3.0, 0.25], denominator="weights")
+    module = tiny.module(loss, microbatch_size=1)
+    tiny.trainer(tmp_path).fit(module, tiny.loader(tiny.batches()))
+    assert_same(weights(module), tiny.by_hand(weighted, tiny.batches()), 1e-12)
+
+
+def test_hard_pixels_over_microbatches_are_chosen_in_each(tmp_path):
+    module = tiny.module(SegmentationLoss(hard_pixels=TopPixels(0.25)), microbatch_size=2)
+    tiny.trainer(tmp_path).fit(module, tiny.loader(tiny.batches()))
+    assert_same(weights(module), tiny.by_hand(halves(hardest), tiny.batches()), 1e-12)
+
+
+@pytest.mark.parametrize(("microbatches", "devices"), [(2, 1), (1, 2)])
+def test_global_hard_pixels_of_a_split_batch_are_refused(microbatches, devices):
+    loss = SegmentationLoss(hard_pixels=OHEM(), normalize="global")
+    loss.require_exact(1, 1)
+    SegmentationLoss(hard_pixels=OHEM()).require_exact(microbatches, devices)
+    with pytest.raises(ValueError, match=r"loss\.normalize=device"):
+        loss.require_exact(microbatches, devices)
+
+
+def test_the_share_of_hard_pixels_follows_the_steps(tmp_path):
+    seen = []
+
+    class Noted(TopPixels):
+        def choose(self, losses, logits, target, *, ignore_index, step):
+            seen.append((step, self.share(step)))
+            return super().choose(losses, logits, target, ignore_index=ignore_index, step=step)
+
+    module = tiny.module(SegmentationLoss(hard_pixels=Noted(0.5, 2)), microbatch_size=2)
+    tiny.trainer(tmp_path).fit(module, tiny.loader(tiny.batches(4)))
+    assert seen == [(step, share) for step, share in enumerate((1.0, 0.75, 0.5, 0.5)) for _ in range(2)]
 
 
 @pytest.mark.parametrize("microbatch_size", [None, 1])
@@ -275,7 +311,32 @@ def halves(mean):
     return lambda logits, target: (mean(logits[:2], target[:2]) + mean(logits[2:], target[2:])) / 2
 
 
+def weighted(logits: Tensor, target: Tensor) -> Tensor:
+    weight = torch.tensor([1.0, 3.0, 0.25], dtype=logits.dtype)
+    return F.cross_entropy(logits, target, weight=weight, ignore_index=IGNORE)
+
+
+def hardest(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean over the quarter of the pixels with the highest losses, those of 0 left out."""
+    losses = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none").flatten()
+    losses = losses.sort(descending=True).values[: losses.numel() // 4]
+    return losses.sum() / (losses > 0).sum()
+
+
+def unlikely(logits: Tensor, target: Tensor) -> Tensor:
+    """The losses of the pixels whose class has a probability below 0.4, of 3 for each image at least, by all pixels."""
+    losses = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    losses = losses[target != IGNORE]
+    probability = (-losses.detach()).exp()
+    least = probability.sort().values[min(3 * len(target), len(probability) - 1)]
+    return losses[probability < max(least, 0.4)].sum() / target.numel()
+
+
 WHOLE = {
+    "global_weights": weighted,
+    "global_weights_microbatch_1": weighted,
+    "device_top_k": halves(hardest),
+    "device_ohem": halves(unlikely),
     "global_valid": mean_valid,
     "global_valid_microbatch_1": mean_valid,
     "global_all": mean_all,

@@ -6,6 +6,7 @@ import test_module
 import tiny
 import torch
 
+from deeplab_recipes.hard_pixels import OHEM, TopPixels
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.training import quiet
 
@@ -15,6 +16,13 @@ SCENARIOS = {
     "global_all": {"normalize": "global", "denominator": "all"},
     "global_dice": {"normalize": "global", "cross_entropy": 0, "dice": 1},
     "global_sum": {"normalize": "global", "cross_entropy": 0.375, "dice": 1.125},
+    "global_weights": {"normalize": "global", "denominator": "weights", "class_weights": [1.0, 3.0, 0.25]},
+    "global_weights_microbatch_1": {
+        **{"normalize": "global", "denominator": "weights", "class_weights": [1.0, 3.0, 0.25]},
+        "microbatch_size": 1,
+    },
+    "device_top_k": {"hard_pixels": TopPixels(0.25)},
+    "device_ohem": {"hard_pixels": OHEM(0.4, 3), "denominator": "all"},
     "device_valid": {},
     "device_valid_microbatch_1": {"microbatch_size": 1},
     "device_all": {"denominator": "all"},

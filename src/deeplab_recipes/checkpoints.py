@@ -15,7 +15,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 FORMAT_VERSION = 1
 ADDED = {  # arguments of the model that older checkpoints lack; others that they lack are None
     "auxiliary_head": False,
-    "freeze_batchnorm": False,
+    "freeze_batchnorm": "none",
+    "freeze_backbone": 0,
     "image_pooling": True,
     "batchnorm_momentum": 0.1,
     "batchnorm_scale": True,
@@ -23,6 +24,7 @@ ADDED = {  # arguments of the model that older checkpoints lack; others that the
     "padding": "symmetric",
     "low_level_features": "block",
 }
+SPELLED = {"freeze_batchnorm": {False: "none", True: "statistics"}}  # values that they spell otherwise
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -102,10 +104,19 @@ def require_same_task(path: str | Path, theirs: Mapping[str, Any], ours: Mapping
             f"{path} was trained on other classes: {_difference(theirs['classes'], ours['classes'])}. "
             "Resume with the data it was trained on, or start a new run"
         )
-    for key in {**ours["model"], **theirs["model"]}:
-        there, here = theirs["model"].get(key, ADDED.get(key)), ours["model"].get(key)
-        if there != here:
-            raise ValueError(f"{path} holds another model: model.{key} is {there!r} there and {here!r} here")
+    for key, (there, here) in model_differences(theirs["model"], ours["model"]).items():
+        raise ValueError(f"{path} holds another model: model.{key} is {there!r} there and {here!r} here")
+
+
+def model_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the arguments in which two models differ: name -> (theirs, ours)."""
+    found = {key: (_argument(theirs, key), _argument(ours, key)) for key in {**ours, **theirs}}
+    return {key: (there, here) for key, (there, here) in found.items() if there != here}
+
+
+def _argument(arguments: Mapping[str, Any], key: str) -> Any:
+    value = arguments.get(key, ADDED.get(key))
+    return SPELLED.get(key, {}).get(value, value) if isinstance(value, bool) else value
 
 
 def require_same_training(path: str | Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -311,12 +311,16 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
     Raises:
         ValueError: for a setting that cannot work.
     """
+    from deeplab_recipes.initial_weights import check_choice
     from deeplab_recipes.planning import describe
 
     values = dict(values)
     measure = values.pop("measure")
     require_known(values)
+    check_choice(values["weights"], values["init"])
     weights = values["model"].get("backbone_weights")
+    if values["weights"]:
+        weights = f"with all others from {values['weights']} ({values['init']})"
     parts = build_parts({**values, "model": {**values["model"], "backbone_weights": None}})
     return describe(
         name=values["name"],

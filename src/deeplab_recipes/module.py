@@ -1,6 +1,6 @@
 """The LightningModule: one training step, one evaluation step, optimizer and schedule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.metrics import MeanIoU
+from deeplab_recipes.optimization import ParameterRules
+from deeplab_recipes.optimization.schedules import Schedule, by_step
 
 Batch = dict[str, Tensor]
 ScheduleEnds = Literal["after_last_step", "at_last_step"]
@@ -28,19 +30,21 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: the network.
         loss: called with logits, labels, `count` and `group_sum`; see `SegmentationLoss`.
-        optimizer: called with the parameters.
-        schedule: the factor on the learning rate at tau, the fraction of all steps done.
+        optimizer: called with parameter groups.
+        schedule: the factor on the learning rate at tau, the fraction of all steps done, or a `StepSchedule`.
         schedule_ends: "after_last_step": tau is the step over all steps; "at_last_step": over one less, so that the
             last step is taken at tau 1, as mmengine does.
         num_classes: C.
+        parameters: which of them learn faster, slower or without weight decay; None: all alike.
         microbatch_size: images of one forward and backward pass; None: the whole share.
         total_steps: optimizer steps of the whole run, which the schedule spans; None asks the trainer.
+        steps_per_epoch: for a schedule that counts epochs.
         seed: of dropout, which follows from (seed, step, rank) and so is the same in a run that was resumed.
         card: what a checkpoint carries for those who use it later (class names, colours, sizes); no objects.
 
     Raises:
-        ValueError: for a microbatch below 1; in training, for Dice normalised globally over microbatches,
-            which has no exact form.
+        ValueError: for a microbatch below 1; in training, for Dice or hard pixels normalised globally where that has
+            no exact form.
     """
 
     def __init__(
@@ -48,12 +52,14 @@ class SegmentationModule(pl.LightningModule):
         model: nn.Module,
         *,
         loss: SegmentationLoss,
-        optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
-        schedule: Callable[[float], float],
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Schedule,
         num_classes: int,
         schedule_ends: ScheduleEnds = "after_last_step",
+        parameters: ParameterRules | None = None,
         microbatch_size: int | None = None,
         total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
         seed: int = 0,
         card: dict[str, Any] | None = None,
     ) -> None:
@@ -63,7 +69,9 @@ class SegmentationModule(pl.LightningModule):
         self.automatic_optimization = False
         self.model, self.loss = model, loss
         self.optimizer, self.schedule, self.schedule_ends = optimizer, schedule, schedule_ends
+        self.parameter_rules = parameters or ParameterRules()
         self.microbatch_size, self.total_steps = microbatch_size, total_steps
+        self.steps_per_epoch = steps_per_epoch
         self.seed, self.card = seed, card or {}
         self.miou = MeanIoU(num_classes, ignore_index=loss.ignore_index)
         self.evaluation: dict[str, Any] = {}
@@ -75,11 +83,12 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer and its schedule over all steps of the run."""
-        optimizer = self.optimizer(self.model.parameters())
+        optimizer = self.parameter_rules.build(self.optimizer, self.model)
         # The trainer would open the training data to count, before a resumed run's place in them is known.
         total = self.total_steps or max(int(self.trainer.estimated_stepping_batches), 1)
-        span = max(total - 1, 1) if self.schedule_ends == "at_last_step" else total
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / span))
+        ends = {"at_last_step": self.schedule_ends == "at_last_step"}
+        factor = by_step(self.schedule, total=total, steps_per_epoch=self.steps_per_epoch, **ends)
+        scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -136,7 +145,7 @@ class SegmentationModule(pl.LightningModule):
     def _split(self, batch: Batch) -> list[Batch]:
         size = self.microbatch_size or len(batch["label"])
         images, labels = batch["image"].split(size), batch["label"].split(size)
-        self.loss.require_exact(len(images))
+        self.loss.require_exact(len(images), self._world_size())
         return [{"image": i, "label": t} for i, t in zip(images, labels, strict=True)]
 
     def _count(self, labels: Tensor) -> Tensor:
@@ -162,11 +171,10 @@ class SegmentationModule(pl.LightningModule):
         return {**values, "loss": values["loss"] + self.loss.auxiliary * values["auxiliary"]}
 
     def _shares(self, logits: Tensor, labels: Tensor, count: Tensor, share: float) -> dict[str, Tensor]:
-        """Cross entropy is divided by the whole count already, Dice is not."""
-        values = dict(self.loss(logits, labels, count=count, group_sum=self._group_sum()))
+        """Cross entropy is divided by the whole count already; what is a mean over its own pass is not."""
+        values = dict(self.loss(logits, labels, count=count, group_sum=self._group_sum(), step=self.global_step))
         del values["loss"]
-        if "dice" in values:
-            values["dice"] = values["dice"] * share
+        values = {name: value * share if name in self.loss.per_pass else value for name, value in values.items()}
         return {"loss": sum(self.loss.weights[name] * value for name, value in values.items()), **values}
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:

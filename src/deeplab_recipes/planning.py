@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deeplab_recipes.model import DeepLab
+from deeplab_recipes.model.freezing import keeps_statistics
 from deeplab_recipes.trainer import TrainerSettings
 
 # On a CPU a step is timed at this size and scaled by its operations: the real one can take minutes.
@@ -113,8 +114,9 @@ def estimate_memory(model: nn.Module, *, images: int, crop: tuple[int, int], mix
     Workspace of the convolution library and fragmentation are not in it.
     """
     weights = sum(p.numel() for p in model.parameters()) * 4
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
     activations = saved_bytes(model, *crop) * images
-    return 3 * weights + (activations // 2 if mixed else activations)
+    return weights + 2 * learning + (activations // 2 if mixed else activations)
 
 
 def seconds_per_image(
@@ -255,7 +257,7 @@ def describe(
         trainer.world_size(),
         microbatch_size=microbatch_size,
         sync_batchnorm=sync,
-        frozen_batchnorm=model.freeze_batchnorm,
+        frozen_batchnorm=keeps_statistics(model.freeze_batchnorm),
     )
     per_epoch = training_images // batch_size
     if per_epoch == 0:

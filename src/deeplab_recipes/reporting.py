@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deeplab_recipes.checkpoints import NonFiniteError
+from deeplab_recipes.optimization.parameter_groups import MULTIPLIER
 
 FIELDS = ("epoch", "step", "seconds", "loss", "cross_entropy", "dice", "auxiliary", "lr", "images_per_second", "miou")
 PENDING = "pending_losses"  # key of what is not reported yet in a checkpoint
@@ -142,7 +143,8 @@ class Reporter(pl.Callback):
         rate = steps * self.batch_size / max(elapsed, 1e-9)
         self.rates.append(rate)
         means = dict(zip(names, table.mean(0).tolist(), strict=True))
-        row = {**means, "lr": trainer.optimizers[0].param_groups[0]["lr"], "images_per_second": rate}
+        group = trainer.optimizers[0].param_groups[0]
+        row = {**means, "lr": group["lr"] / group.get(MULTIPLIER, 1.0), "images_per_second": rate}
         self._write(trainer, row)
         text = f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {rate:.1f} images/s"
         if self.bar is not None:

@@ -31,10 +31,14 @@ from deeplab_recipes.data.packed import spread
 from deeplab_recipes.data.sources.base import read_pair
 from deeplab_recipes.evaluation.pictures import comparison, picture_names, stack
 from deeplab_recipes.inference import load_predictor
+from deeplab_recipes.initial_weights import Init, InitialWeights, check_choice, load_initial_weights
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
+from deeplab_recipes.model.freezing import keeps_statistics
 from deeplab_recipes.module import ScheduleEnds, SegmentationModule
 from deeplab_recipes.notices import REQUEUE, Stopped, ending_on_notice
+from deeplab_recipes.optimization import ParameterRules
+from deeplab_recipes.optimization.schedules import Schedule, by_step
 from deeplab_recipes.reporting import Reporter, class_table, clock
 from deeplab_recipes.signals import StopOnSignal, end_launched_processes
 from deeplab_recipes.sweeping.pruning import PruneTrial
@@ -64,6 +68,7 @@ class Run:
         trainer: how to train.
         seed: of weights, order and draws.
         run_dir: where everything goes.
+        parameters: factors on their learning rate, and what has no weight decay.
         microbatch_size: images per pass, or None.
         methods: callbacks that change training, by name.
         logger: called with `save_dir`, gives a Lightning logger; or None.
@@ -71,6 +76,8 @@ class Run:
         published: what the recipe reproduces (see the recipes), or None.
         overrides: leaves that differ from the recipe: name -> (recipe's, this run's).
         trial: what ties this run to a search, or None.
+        weights: a checkpoint, or zoo:NAME, whose weights it begins with; the backbone's own are then not asked for.
+        init: what to take of them, see `load_initial_weights`.
     """
 
     name: str
@@ -78,11 +85,12 @@ class Run:
     data: SegmentationDataModule
     loss: SegmentationLoss
     optimizer: Callable[..., torch.optim.Optimizer]
-    schedule: Callable[[float], float]
+    schedule: Schedule
     trainer: TrainerSettings
     seed: int
     run_dir: str | Path
     schedule_ends: ScheduleEnds = "after_last_step"
+    parameters: ParameterRules = field(default_factory=ParameterRules)
     microbatch_size: int | None = None
     methods: Mapping[str, pl.Callback] = field(default_factory=dict)
     logger: Callable[..., Logger] | None = None
@@ -90,8 +98,12 @@ class Run:
     published: planning.Published | None = None
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     trial: PruneTrial | None = None
+    weights: str | None = None
+    init: Init = "transfer_learning"
 
     def __post_init__(self) -> None:
+        check_choice(self.weights, self.init)
+        self.begun: InitialWeights | None = None
         self.run_dir = Path(self.run_dir)
         pl.seed_everything(self.seed, verbose=False)
         self.split = planning.split_batch(
@@ -99,7 +111,7 @@ class Run:
             self.trainer.world_size(),
             microbatch_size=self.microbatch_size,
             sync_batchnorm=self.trainer.sync_batchnorm and self.trainer.on_gpu(),
-            frozen_batchnorm=getattr(self.model, "keywords", {}).get("freeze_batchnorm", False),
+            frozen_batchnorm=keeps_statistics(getattr(self.model, "keywords", {}).get("freeze_batchnorm", "none")),
         )
         self.data.check()
         self.sampler = self.data.sampler()
@@ -133,16 +145,20 @@ class Run:
 
     def _build_network(self) -> DeepLab:
         """Build it, and refuse now, not when training starts, what does not go with the other parts."""
-        self.loss.require_exact(self.split.accumulation)
-        network = self.model(num_classes=self.data.num_classes)
+        self.loss.require_exact(self.split.accumulation, self.split.world_size)
+        self.loss.set_classes(self.data.source.classes, self.data.count_classes)
+        replaced = {"backbone_weights": None} if self.weights else {}
+        network = self.model(num_classes=self.data.num_classes, **replaced)
         if (network.auxiliary_head is None) != (self.loss.auxiliary == 0):
             raise ValueError(
                 f"loss.auxiliary={self.loss.auxiliary} and model.auxiliary_head="
                 f"{str(network.auxiliary_head is not None).lower()} go together: the head needs a weight above 0, "
                 "as 0.4, and the weight a head"
             )
+        ends = {"at_last_step": self.schedule_ends == "at_last_step"}
+        by_step(self.schedule, total=1, steps_per_epoch=1, **ends)
         try:
-            self.optimizer(network.parameters())
+            self.parameters.build(self.optimizer, network)
         except ValueError as error:
             raise ValueError(f"optimizer: {error}") from None
         return network
@@ -160,7 +176,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """List what a user may not expect: settings without effect here, and batch norm's share of the batch."""
-        notes = []
+        notes = [] if self.begun is None else self.begun.notes()
         if self.trainer.sync_batchnorm and not (self.trainer.on_gpu() and self.split.world_size > 1):
             where = "without a GPU" if self.split.world_size > 1 else "on one device"
             notes.append(f"trainer.sync_batchnorm=true has no effect {where}")
@@ -168,9 +184,20 @@ class Run:
             notes.append(
                 f"batch norm sees {self.split.bn_batch} images at a time, the batch has {self.split.batch_size}"
             )
+        given = getattr(self.model, "keywords", {}).get("backbone_weights") or "none"
+        if self.network.freeze_backbone and self.weights is None and str(given).lower() == "none":
+            notes.append("model.freeze_backbone keeps random weights: give weights=FILE or model.backbone_weights")
+        if self.loss.hard_pixels is not None and self.split.microbatch < self.split.batch_size:
+            notes.append(f"hard pixels are chosen among {self.split.microbatch} images at a time")
         if self.trainer.precision not in ("auto", self.trainer.resolved_precision()):
             notes.append(f"{self.trainer.precision} needs a GPU; computing in {self.trainer.resolved_precision()}")
         return notes
+
+    def load_initial_weights(self) -> None:
+        """Load the weights that this run begins with, where some are named; errors as `load_initial_weights`."""
+        if self.weights is not None:
+            settings = {"init": self.init, "classes": self.data.source.classes, "card": self.card()}
+            self.begun = load_initial_weights(self.network, self.weights, **settings)
 
     def card(self) -> dict[str, Any]:
         """Return what a checkpoint carries besides weights."""
@@ -204,8 +231,10 @@ class Run:
             schedule=self.schedule,
             schedule_ends=self.schedule_ends,
             num_classes=self.data.num_classes,
+            parameters=self.parameters,
             microbatch_size=self.split.microbatch,
             total_steps=self.steps,
+            steps_per_epoch=self.sampler.steps_per_epoch,
             seed=self.seed,
             card=self.card(),
         )
@@ -229,6 +258,8 @@ def train(run: Run, *, resume: str | Path | None = None, settings: Mapping[str, 
         OSError: when a checkpoint cannot be written; the earlier one survives.
     """
     checkpoint, step = _resume_from(run, resume, settings)
+    if checkpoint is None:
+        run.load_initial_weights()
     run.run_dir.mkdir(parents=True, exist_ok=True)
     with _alone_in(run):
         return _train(run, checkpoint, step, settings)
@@ -247,6 +278,7 @@ def _train(run: Run, checkpoint: Path | None, step: int, settings: Mapping[str, 
     result = _opening_record(run)
     if checkpoint is not None and run.lightning.is_global_zero:
         result["resumed"] = resuming.sessions(checkpoint, step, result, settings)
+        result.update(resuming.beginning(checkpoint))
     _write_record(run, result, settings)
     for note in run.notes() if run.lightning.is_global_zero and run.trainer.progress else ():
         print(f"note: {note}", file=sys.stderr)
@@ -308,6 +340,8 @@ def _resume_from(run: Run, resume: str | Path | None, settings: Mapping[str, Any
     if path is None:
         return None, 0
     content = load_checkpoint(path)
+    if run.lightning.is_global_zero:
+        resuming.require_one_beginning(path, run.weights)
     require_same_task(path, content["deeplab"], run.card())
     require_same_training(path, content["deeplab"], run.card())
     if settings is not None and run.lightning.is_global_zero:
@@ -358,7 +392,16 @@ def _opening_record(run: Run) -> dict[str, Any]:
         "published": asdict(run.published) if run.published else None,
         "deviations": run.deviations(),
         "data": {"root": str(run.data.root), "fingerprint": run.data.fingerprint()},
+        **_class_weights(run),
+        **({} if run.begun is None else {"weights": run.begun.record()}),
     }
+
+
+def _class_weights(run: Run) -> dict[str, Any]:
+    weights = run.loss.weight_of_class
+    return (
+        {} if weights is None else {"class_weights": dict(zip(run.data.source.classes, weights.tolist(), strict=True))}
+    )
 
 
 def _closing_record(run: Run, module: SegmentationModule) -> dict[str, Any]:

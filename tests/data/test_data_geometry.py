@@ -17,6 +17,7 @@ from deeplab_recipes.data.transforms import (
     EvaluationTransform,
     TrainingTransform,
     draw_crop,
+    draw_scale,
     is_varied,
     resized_size,
 )
@@ -272,3 +273,28 @@ def test_no_image_is_too_flat_to_be_evaluated(source, target):
     sample = EvaluationTransform("keep_ratio", (64, 48))(image, labels)
     assert sample["image"].shape[:2] == target
     assert sample["label"].shape == source
+
+
+def test_scales_in_steps_are_tensorflows_and_equally_likely():
+    rng = np.random.default_rng(0)
+    drawn = [draw_scale((0.5, 2.0), 0.25, rng) for _ in range(7000)]
+    scales, counts = np.unique(drawn, return_counts=True)
+    assert scales.tolist() == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
+    assert counts.min() > 900
+
+
+def test_without_a_step_the_draws_are_what_they_were():
+    assert draw_scale((0.5, 2.0), 0.0, np.random.default_rng(3)) == np.random.default_rng(3).uniform(0.5, 2.0)
+
+
+@pytest.mark.parametrize("pipeline", ["square", "keep_ratio"])
+def test_without_a_base_size_an_image_is_scaled_from_its_own(pipeline, make_photograph, make_patches):
+    assert resized_size(pipeline, (375, 500), None, 0.75) == (281, 375)
+    assert resized_size(pipeline, (375, 500), None) == (375, 500)
+    transform = TrainingTransform(pipeline, (513, 513), None, scale_range=(1, 1), flip=0, max_class_share=1)
+    image, labels = make_photograph(0, 375, 500), make_patches(0, 375, 500)
+    sample = transform(Decoded(image), labels, np.random.default_rng(0))
+    top, left, height, width = sample["content"]
+    assert (height, width) == (375, 500)
+    assert np.array_equal(sample["image"][top : top + height, left : left + width], image)
+    assert np.array_equal(sample["label"][top : top + height, left : left + width], labels)

@@ -188,6 +188,8 @@ def test_batch_larger_than_the_set(make_ade20k):
         ({"base_size": (64,)}, r"data\.base_size is"),
         ({"base_size": (64, None)}, r"data\.base_size is"),
         ({"scale_range": (2.0, 0.5)}, r"data\.scale_range is .*0 < low <= high"),
+        ({"scale_step": 3.0}, r"data\.scale_step is 3\.0; it takes 0 or a number up to"),
+        ({"scale_step": -0.25}, r"data\.scale_step is -0\.25"),
         ({"scale_range": 1.0}, r"data\.scale_range is 1\.0"),
         ({"scale_range": (0.0, 1.0)}, r"data\.scale_range is"),
         ({"scale_range": (0.5, float("inf"))}, r"data\.scale_range is"),

@@ -5,7 +5,8 @@ import pytorch_lightning as pl
 import tiny
 import torch
 
-from deeplab_recipes.optimization import constant, cosine, polynomial
+from deeplab_recipes.optimization import Exponential, InverseTime, constant, cosine, polynomial
+from deeplab_recipes.optimization.schedules import by_step
 
 
 def test_published_value():
@@ -29,6 +30,42 @@ def test_values_between():
     assert cosine(0.5) == pytest.approx(0.5)
     assert cosine(0.25, alpha_f=0.1) == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
     assert [constant(tau) for tau in (-1, 0, 0.3, 2)] == [1, 1, 1, 1]
+
+
+def factors(schedule, count: int, **settings) -> list[float]:
+    factor = by_step(schedule, total=10, **{"steps_per_epoch": 3, **settings})
+    return [factor(step) for step in range(count)]
+
+
+def test_exponential_by_epoch_and_by_step():
+    assert factors(Exponential(0.5), 8) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    assert factors(Exponential(0.5, every="step"), 4) == [1, 0.5, 0.25, 0.125]
+
+
+def test_inverse_time_is_keras_decay():
+    assert factors(InverseTime(0.5), 4) == pytest.approx([1, 1 / 1.5, 1 / 2, 1 / 2.5])
+    assert factors(InverseTime(0.0), 3) == [1, 1, 1]
+
+
+def test_a_function_of_tau_spans_the_run():
+    assert factors(lambda tau: tau, 3, steps_per_epoch=None) == pytest.approx([0, 0.1, 0.2])
+    assert factors(lambda tau: tau, 10, at_last_step=True)[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: Exponential(1.1), r"schedule.factor is 1.1; it must be in \(0, 1\]"),
+        (lambda: Exponential(0), "schedule.factor is 0"),
+        (lambda: Exponential(0.5, every="batch"), "'batch'; valid are epoch, step"),
+        (lambda: InverseTime(-1), "schedule.decay is -1"),
+        (lambda: factors(Exponential(0.5), 1, at_last_step=True), "at_last_step has no effect"),
+        (lambda: factors(Exponential(0.5), 1, steps_per_epoch=None), "needs steps_per_epoch"),
+    ],
+)
+def test_what_cannot_work_is_refused(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()
 
 
 pytestmark = [

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from small_sets import write
 
 from deeplab_recipes import config
 
@@ -51,4 +52,8 @@ def tiny_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                     path = root / name / template.format(part, part[:3] if part != "training" else "train", i)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(pixels).save(path)
-    return {name: root / name for name in layouts}
+    others = {"PascalVOC": "voc", "Cityscapes": "cityscapes", "Supervisely": "supervisely"}
+    return {
+        **{name: root / name for name in layouts},
+        **{source: write(name, root / source) for source, name in others.items()},
+    }

@@ -39,6 +39,18 @@ def train(root: str, folder: str, world_size: str) -> None:
     torch.save(kept, Path(folder) / f"{world_size}_{os.environ.get('RANK', '0')}.pt")
 
 
+def train_frozen(root: str, folder: str, world_size: str) -> None:
+    """Train with frozen stages and batch norms; keeps the weights before and after."""
+    settings = ["model.freeze_backbone=3", "model.freeze_batchnorm=both", "trainer.max_steps=2", "parameters.bias_lr=2"]
+    run = built(root, Path(folder) / "run", *settings, f"trainer.devices={world_size}")
+    run.run_dir.mkdir(exist_ok=True)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    with quiet():
+        run.lightning.fit(run.module(), datamodule=run.data)
+    kept = {"before": before, "after": run.network.state_dict()}
+    torch.save(kept, Path(folder) / f"{world_size}_{os.environ.get('RANK', '0')}.pt")
+
+
 def evaluate(root: str, folder: str, world_size: str) -> None:
     """Score the same untrained network on sets of 1, 2, 5 and 7 images."""
     counted = {}

@@ -31,6 +31,7 @@ SQUARE = [
     "data.base_size=[80,80]",
     "data.evaluate_sizes={square:[65,65],keep_ratio:[80,65]}",
 ]
+EVALUATED = ["data.evaluate_sizes={square:[65,65],keep_ratio:[80,65]}"]
 KEPT = ["data.base_size=[90,80]", "data.evaluate_sizes={square:[65,65],keep_ratio:[80,65]}"]
 NO_WEIGHTS = "model.backbone_weights=none"
 # Together these hold every leaf of every recipe; the first recipe that a leaf acts in is enough.
@@ -40,6 +41,13 @@ BASES = {
     "ade20k_mmseg_160k": ("ADE20k", [*SMALL, *KEPT, "model.backbone=resnet50_v1c", NO_WEIGHTS]),
     "camvid_mobilenet_v2": ("CamVid", [*SMALL, *KEPT, NO_WEIGHTS]),
     "quickstart": (None, [*SMALL, *KEPT, "data.source.training=8", "data.source.validation=2"]),
+    "voc_dense_prediction_cell": ("PascalVOC", [*SMALL, *KEPT, NO_WEIGHTS]),
+    "voc_tensorflow_mobilenet_v2": ("PascalVOC", [*SMALL, *EVALUATED]),
+    "voc_minimal": ("PascalVOC", [*SMALL, *EVALUATED]),
+    "finetune": ("Supervisely", [*SMALL, *KEPT, "model.backbone=xception41"]),
+    "voc_tensorflow_xception65": ("PascalVOC", [*SMALL, *EVALUATED, "model.backbone=xception41"]),
+    "voc_mmseg_40k": ("PascalVOC", [*SMALL, *KEPT, "model.backbone=resnet50_v1c", NO_WEIGHTS]),
+    "cityscapes_mmseg_80k": ("Cityscapes", [*SMALL, *KEPT, "model.backbone=resnet50_v1c", NO_WEIGHTS]),
 }
 # How to change a leaf where the general rule gives nothing that could act on so small a run.
 CHANGES: dict[str, Any] = {

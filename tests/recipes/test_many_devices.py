@@ -36,6 +36,17 @@ def test_two_processes_train_as_one(tiny_sets, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*(rank["weights"] for rank in ranks), strict=True))
 
 
+def test_what_is_frozen_stays_so_on_two_devices(tiny_sets, tmp_path):
+    for rank in on("train_frozen", tiny_sets["ADE20k"], tmp_path / "two", 2):
+        before, after = rank["before"], rank["after"]
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed
+        assert all("running" not in name and "num_batches" not in name for name in changed)
+        stages = {int(name.split(".")[2]) for name in changed if name.startswith("backbone.features")}
+        assert stages == set(range(7, 18))  # the blocks behind the first three stages
+        assert all(before[name].ndim == 4 or ".conv_seg." in name for name in changed)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_synchronised_batch_norm_sees_the_whole_batch(tiny_sets, tmp_path):

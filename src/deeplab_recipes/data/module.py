@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from deeplab_recipes.data.check import check_pairs
 from deeplab_recipes.data.colours import Photometric
+from deeplab_recipes.data.counting import count_classes
 from deeplab_recipes.data.dataset import OnCorrupt, SegmentationDataset, collate, collate_by_size
 from deeplab_recipes.data.device import normalize, prepare
 from deeplab_recipes.data.files import size_of
@@ -50,8 +51,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         evaluate_batch_size: images per device in evaluation.
         pipeline: "square" or "keep_ratio", the training transform (see `data.transforms`).
         crop_size: (height, width) of training samples.
-        base_size: size at scale 1, as the pipeline reads it.
-        scale_range, max_class_share, flip: see `TrainingTransform`.
+        base_size: size at scale 1, as the pipeline reads it; None: each image's own.
+        scale_range, scale_step, max_class_share, flip: see `TrainingTransform`.
         photometric: whose colour changes, "square", "keep_ratio" or "none".
         photometric_on: where they are made, "device" or "workers" (on whole levels of 0..255).
         protocol: evaluation protocol, "square" or "keep_ratio".
@@ -76,7 +77,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         *,
         batch_size: int,
         crop_size: Sequence[int],
-        base_size: Sequence[int],
+        base_size: Sequence[int] | None,
         evaluate_sizes: Mapping[str, Sequence[int]],
         evaluate_batch_size: int = 1,
         pipeline: Pipeline = "square",
@@ -84,6 +85,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         photometric: Photometric = "none",
         photometric_on: Literal["device", "workers"] = "device",
         scale_range: Sequence[float] = (0.5, 2.0),
+        scale_step: float = 0.0,
         max_class_share: float = 0.75,
         flip: float = 0.5,
         reduced_decoding: bool = False,
@@ -115,8 +117,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.training_transform = TrainingTransform(
             pipeline=pipeline,
             crop_size=_size("data.crop_size", crop_size),
-            base_size=_size("data.base_size", base_size),
+            base_size=None if base_size is None else _size("data.base_size", base_size),
             scale_range=_range("data.scale_range", scale_range),
+            scale_step=_step("data.scale_step", scale_step, scale_range),
             max_class_share=_fraction("data.max_class_share", max_class_share),
             flip=_fraction("data.flip", flip),
             photometric=photometric,
@@ -175,6 +178,11 @@ class SegmentationDataModule(pl.LightningDataModule):
                 on_corrupt=self.on_corrupt,
                 compare_sizes=not compared,
             )
+
+    def count_classes(self) -> tuple[list[int], list[int]]:
+        """Count the pixels of each class in the training labels; see `counting.count_classes`."""
+        dataset = self.dataset("train", training=True)
+        return count_classes(dataset.source, dataset.pairs, skip_unreadable=self.on_corrupt == "skip")
 
     def sampler(
         self, *, rank: int = 0, world_size: int = 1, steps_done: Callable[[], int] | None = None
@@ -312,6 +320,14 @@ def _range(setting: str, value: Any) -> tuple[float, float]:
     if not _numbers(value, 2) or not 0 < value[0] <= value[1]:
         raise ValueError(f"{setting} is {value}; it takes two numbers 0 < low <= high, like [0.5,2.0]")
     return float(value[0]), float(value[1])
+
+
+def _step(setting: str, value: Any, scales: Sequence[float]) -> float:
+    if not _numbers([value], 1) or not 0 <= value <= scales[1] - scales[0]:
+        raise ValueError(
+            f"{setting} is {value!r}; it takes 0 or a number up to the length of data.scale_range={scales}"
+        )
+    return float(value)
 
 
 def _channels(setting: str, value: Any, *, above: float) -> tuple[float, ...]:

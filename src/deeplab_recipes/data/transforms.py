@@ -26,16 +26,18 @@ SMALLEST = 33  # side of an image that the models take
 PIPELINES = ("square", "keep_ratio")
 
 
-def resized_size(pipeline: Pipeline, source: Size, base: Size, scale: float = 1.0) -> Size:
+def resized_size(pipeline: Pipeline, source: Size, base: Size | None, scale: float = 1.0) -> Size:
     """Return the (height, width) that an image of size `source` is resized to.
 
     Args:
         pipeline: "square": `base` (height, width) times scale, whatever the aspect; "keep_ratio": as large as
             fits into `base` = (long side, short side) times scale.
         source: (height, width) of the image.
-        base: see `pipeline`.
+        base: see `pipeline`; None: the image's own size, as TensorFlow DeepLab.
         scale: factor on `base`.
     """
+    if base is None:
+        return max(int(source[0] * scale), 1), max(int(source[1] * scale), 1)
     first, second = max(int(base[0] * scale), 1), max(int(base[1] * scale), 1)
     if pipeline == "square":
         return first, second
@@ -121,6 +123,14 @@ def draw_crop(
     return box, labels
 
 
+def draw_scale(scale_range: tuple[float, float], step: float, rng: np.random.Generator) -> float:
+    """Draw a scale: any in the range, or with a step above 0 one of those that begin at its low end, as TensorFlow."""
+    if step == 0:
+        return rng.uniform(*scale_range)
+    scales = np.linspace(*scale_range, int((scale_range[1] - scale_range[0]) / step + 1))
+    return float(scales[rng.integers(len(scales))])
+
+
 @dataclass(frozen=True)
 class TrainingTransform:
     """Resize at a random scale, crop, flip and pad; draws colour changes that the device applies.
@@ -128,8 +138,10 @@ class TrainingTransform:
     Args:
         pipeline: "square" or "keep_ratio", see the module.
         crop_size: (height, width) that every sample leaves with.
-        base_size: "square": (height, width) at scale 1; "keep_ratio": (long side, short side) to fit into.
+        base_size: "square": (height, width) at scale 1; "keep_ratio": (long side, short side) to fit into; None: the
+            image's own size.
         scale_range: scale is uniform in it.
+        scale_step: distance of the scales that are drawn; 0: any in the range.
         max_class_share: a crop is drawn again when one class fills this share of it; 1 switches the rule off.
         flip: probability of a horizontal flip.
         photometric: which original's colour changes to draw, or "none".
@@ -140,8 +152,9 @@ class TrainingTransform:
 
     pipeline: Pipeline
     crop_size: Size
-    base_size: Size
+    base_size: Size | None
     scale_range: tuple[float, float] = (0.5, 2.0)
+    scale_step: float = 0.0
     max_class_share: float = 0.75
     flip: float = 0.5
     photometric: Photometric = "none"
@@ -168,7 +181,8 @@ class TrainingTransform:
         Returns:
             image (H, W, 3), label (H, W), content (top, left, height, width) and colour (5,).
         """
-        size = resized_size(self.pipeline, labels.shape, self.base_size, rng.uniform(*self.scale_range))
+        scale = draw_scale(self.scale_range, self.scale_step, rng)
+        size = resized_size(self.pipeline, labels.shape, self.base_size, scale)
 
         def look(box: Box) -> np.ndarray:
             return crop_labels(labels, size, box, self.pipeline)

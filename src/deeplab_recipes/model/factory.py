@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplab_recipes.model.backbones import Backbone, Features, build_backbone
 from deeplab_recipes.model.dense_prediction_cell import CellSpec, parse_cell
+from deeplab_recipes.model.freezing import batchnorm_choice, frozen_stages, hold_statistics, stop_learning
 from deeplab_recipes.model.heads import DECODER_CHANNELS, build_auxiliary_head, build_head, init_weights
 from deeplab_recipes.model.initializers import apply_initializers
 from deeplab_recipes.model.layers import set_batchnorm
@@ -39,16 +40,16 @@ class DeepLab(nn.Module):
         self.auxiliary_head = auxiliary_head
         self.num_classes: int = arguments["num_classes"]
         self.output_stride: int = arguments["output_stride"]
-        self.freeze_batchnorm: bool = arguments["freeze_batchnorm"]
+        self.freeze_batchnorm: str = arguments["freeze_batchnorm"]
+        self.freeze_backbone: int = arguments["freeze_backbone"]
         self.arguments = arguments
+        stop_learning(self, self.freeze_batchnorm, self.freeze_backbone)
         self.train()
 
     def train(self, mode: bool = True) -> "DeepLab":
-        """Switch to training or evaluation; frozen batch norms stay in evaluation."""
+        """Switch to training or evaluation; batch norms with frozen statistics stay in evaluation."""
         super().train(mode)
-        for module in self.modules() if self.freeze_batchnorm else ():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        hold_statistics(self, self.freeze_batchnorm, self.freeze_backbone)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -124,7 +125,8 @@ def build_deeplab(
     decoder_channels: int = DECODER_CHANNELS,
     width_multiplier: float = 1.0,
     auxiliary_head: bool = False,
-    freeze_batchnorm: bool = False,
+    freeze_batchnorm: bool | str = "none",
+    freeze_backbone: bool | int = False,
     decoder: bool | None = None,
     image_pooling: bool = True,
     dense_prediction_cell: CellSpec = None,
@@ -159,8 +161,11 @@ def build_deeplab(
         decoder_channels: channels to which a decoder reduces the low-level features.
         width_multiplier: factor on mobilenet_v2's channels.
         auxiliary_head: add mmsegmentation's FCN head on the middle features, for training.
-        freeze_batchnorm: normalise with the running statistics in training too, and leave these as they are; weights
-            and biases still learn.
+        freeze_batchnorm: what batch norms keep in training: "none"; "statistics" (or true): they normalise with the
+            running ones and leave these as they are, weights and biases still learn, as TensorFlow DeepLab's
+            ``fine_tune_batch_norm=false``; "affine": weights and biases; or "both".
+        freeze_backbone: true: all of the backbone stays as it is; N: its first N stages (see ``Backbone.stages``).
+            That includes the statistics of their batch norms.
         decoder: whether tensorflow and dense_prediction_cell have one; None: they have.
         image_pooling: whether tensorflow and tensorflow_short have that branch.
         dense_prediction_cell: see ``dense_prediction_cell.parse_cell``.
@@ -213,7 +218,11 @@ def build_deeplab(
     norms = _set_batchnorm(features, heads, batchnorm_epsilon, batchnorm_momentum, batchnorm_scale)
     names = {"num_classes": num_classes, "backbone": backbone, "head": head}
     untrained = {"backbone_weights": None, "initializers": []}
-    training = {"auxiliary_head": auxiliary_head, "freeze_batchnorm": freeze_batchnorm}
+    training = {
+        "auxiliary_head": auxiliary_head,
+        "freeze_batchnorm": batchnorm_choice(freeze_batchnorm),
+        "freeze_backbone": frozen_stages(freeze_backbone, features),
+    }
     arguments = {**names, **options, **settings, **norms, **training, **untrained}
     model = DeepLab(features, classifier, arguments, auxiliary)
     for part in () if initializers else heads:

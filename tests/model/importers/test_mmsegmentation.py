@@ -61,7 +61,6 @@ def test_logits_are_mmsegmentations(original, state, tmp_path):
     assert found.model == {
         "num_classes": 5, "backbone": "resnet50_v1c", "head": "deeplabv3plus", "aspp_channels": 16,
         "decoder_channels": 48, "auxiliary_head": True, "output_stride": 8, "aspp_dilations": None, "dropout": 0.1,
-        "align_corners": False,
     }  # fmt: skip
     assert (found.classes, found.palette[4]) == (tuple("abcde"), (4, 0, 9))
     assert found.unused == {}

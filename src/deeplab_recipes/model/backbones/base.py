@@ -31,6 +31,14 @@ class Backbone(nn.Module):
     channels: tuple[int, int, int]
     classifier_keys: tuple[str, ...] = ()
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules that have weights in five stages, in the order of the forward pass.
+
+        They are those that work at stride 2, 4, 8, 16 and 32 in the classifier; a ResNet's first is its stem, the
+        others its layers 1 to 4.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what its stages are")
+
 
 def dilate(stages: Sequence[nn.Module], output_stride: int) -> None:
     """Replace every stride past ``output_stride`` by dilation, in place.

@@ -1,6 +1,7 @@
 """MobileNetV2 at output stride 8, 16 or 32, of torchvision's or TensorFlow's make."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torchvision
@@ -12,6 +13,7 @@ from deeplab_recipes.model.backbones.base import Backbone, Features, dilate
 from deeplab_recipes.model.choices import choose
 from deeplab_recipes.model.layers import PADDINGS
 
+STRIDE_4, STRIDE_8 = 2, 4  # the blocks that halve to these strides
 LOW_LEVEL = 3  # the last block at stride 4: 24 channels at width 1.0
 STRIDE_16, STRIDE_32, LAST = 7, 14, 17  # the blocks that halve to these strides; the last inverted residual
 
@@ -66,6 +68,11 @@ class MobileNetV2Backbone(Backbone):
         low, after = self._low_level(self.features[LOW_LEVEL], self.features[:LOW_LEVEL](images))
         middle = self.features[LOW_LEVEL + 1 : STRIDE_32](after)
         return Features(low, middle, self.features[STRIDE_32:](middle))
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the blocks by the stride at which they work in the classifier."""
+        starts = (0, STRIDE_4, STRIDE_8, STRIDE_16, STRIDE_32, LAST + 1)
+        return [list(self.features[start:end]) for start, end in pairwise(starts)]
 
 
 def _inverted_residual(before: int, after: int, stride: int, expand_ratio: int, **settings: Any) -> InvertedResidual:

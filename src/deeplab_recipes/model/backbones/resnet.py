@@ -44,6 +44,11 @@ class ResNetBackbone(Backbone):
         middle = self.layer3(self.layer2(low))
         return Features(low, middle, self.layer4(middle))
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the stem and the four layers."""
+        stem = [self.stem] if hasattr(self, "stem") else [self.conv1, self.bn1]
+        return [stem, [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+
 
 def _deep_stem() -> nn.Sequential:
     layers: list[nn.Module] = []

@@ -140,6 +140,7 @@ class XceptionBackbone(Backbone):
     ) -> None:
         super().__init__()
         pad = choose("padding", padding, PADDINGS)
+        self._architecture = architecture
         flows = {flow: nn.Sequential() for flow in ("entry", "middle", "exit")}
         self.entry_flow, self.middle_flow, self.exit_flow = flows.values()
         self.entry_flow.conv1_1 = ConvBatchNorm(3, 32, 3, stride=2, std=STD)
@@ -158,6 +159,15 @@ class XceptionBackbone(Backbone):
         low = unit.begin(features)
         middle = self.middle_flow(self.entry_flow[self._low + 1 :](unit.end(features, low)))
         return Features(low, middle, self.exit_flow(middle))
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the first convolutions, and the blocks from each that halves to the next; the middle flow is at 16."""
+        found: list[list[nn.Module]] = [[self.entry_flow.conv1_1, self.entry_flow.conv1_2]]
+        for block in BLOCKS[self._architecture]:
+            if block.stride == 2:
+                found.append([])
+            found[-1].append(self.get_submodule(f"{block.flow}_flow.block{block.number}"))
+        return found
 
 
 def _units(blocks: Sequence[Block], output_stride: int, grid: Sequence[int]) -> Iterator[tuple[Block, nn.Sequential]]:

@@ -165,6 +165,14 @@ def test_training_file_is_read_without_its_objects(state, tmp_path):
     }
 
 
+def test_file_in_the_format_of_before_torch_1_6(state, tmp_path):
+    """As mmsegmentation's of 2020 are."""
+    content = {"meta": {"CLASSES": tuple("abcde")}, "state_dict": OrderedDict(state)}
+    torch.save(content, tmp_path / "m.pth", _use_new_zipfile_serialization=False)
+    found = read(tmp_path / "m.pth")
+    assert (found.classes, len(found.state)) == (tuple("abcde"), len(state))
+
+
 def test_every_tensor_is_used_or_named(state, tmp_path):
     more = {"data_preprocessor.mean": torch.zeros(3), "ema_backbone.conv1.weight": torch.zeros(1)}
     found = imported(tmp_path, {**state, **more})

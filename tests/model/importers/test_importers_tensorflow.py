@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorflow_files import NORM, GraphWriter, write_checkpoint
 
 from deeplab_recipes import load_predictor
@@ -67,6 +68,23 @@ def test_the_portrait_graph_gives_tensorflow_s_answer(portrait, real_data, name)
     assert labels.shape == image.shape[:2]
 
 
+def test_the_portrait_graph_beside_tensorflow(portrait, real_data):
+    tf = pytest.importorskip("tensorflow", reason="needs TensorFlow").compat.v1
+    definition = tf.GraphDef.FromString(real_data(PORTRAIT).read_bytes())
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(definition, name="")
+    predictor = load_predictor(portrait)
+    photograph = np.asarray(Image.open(real_data("camvid/val/0016E5_07959.jpg")).convert("RGB"))
+    for image in (photograph, photograph[:201, 100:], photograph[3:, :333]):
+        with tf.Session(graph=graph) as session:
+            labels, logits = session.run(
+                ["SemanticPredictions:0", "ResizeBilinear_2:0"], {"ImageTensor:0": image[None]}
+            )
+        expected = logits[0, : image.shape[0], : image.shape[1]].transpose(2, 0, 1)
+        assert np.abs(predictor.logits(image).numpy() - expected).max() < 1e-4 * np.ptp(logits)
+        assert (predictor(image) == labels[0]).mean() >= 0.9999
+
+
 def test_what_the_portrait_graph_tells(real_data):
     found = read(real_data(PORTRAIT))
     assert found.model == {
@@ -86,6 +104,62 @@ def test_another_output_stride_of_the_portrait(portrait):
     predictor = load_predictor(portrait, output_stride=16)
     assert predictor.model.output_stride == 16
     assert predictor(np.zeros((60, 40, 3), np.uint8)).shape == (60, 40)
+
+
+def unaligned(graph: GraphDef) -> None:
+    next(node for node in graph.node if node.op == "ResizeBilinear").attr["align_corners"].b = False
+
+
+def partly_pooled(graph: GraphDef) -> None:
+    next(node for node in graph.node if node.op == "AvgPool").attr["ksize"].list.i[1:3] = [33, 49]
+
+
+def bounded(graph: GraphDef) -> None:
+    next(node for node in graph.node if node.name == "aspp0/Relu").op = "Relu6"
+
+
+def other_padding(graph: GraphDef) -> None:
+    values = next(node for node in graph.node if node.name == "Reshape/tensor").attr["value"].tensor
+    values.tensor_content = np.array([123.15, 115.9, 103.06], np.float32).tobytes()
+
+
+def other_scaling(graph: GraphDef) -> None:
+    value = next(node for node in graph.node if node.name == "mul/x").attr["value"].tensor
+    del value.float_val[:]
+    value.tensor_content = np.float32(1 / 255).tobytes()
+
+
+def changed(real_data, folder: Path, change) -> Path:
+    graph = GraphDef.FromString(real_data(PORTRAIT).read_bytes())
+    change(graph)
+    path = folder / "changed.pb"
+    path.write_bytes(graph.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (unaligned, "changed.pb resizes with corners not aligned"),
+        (partly_pooled, r"changed.pb pools \(33, 49\) of the \(65, 65\) features of an image"),
+        (bounded, r"changed.pb bounds activations in aspp0 \(use_bounded_activation\)"),
+        (other_padding, r"changed.pb pads with \(123.15"),
+        (other_scaling, r"changed.pb scales images by \(0.0039"),
+    ],
+)
+def test_a_graph_that_computes_something_else_is_refused(real_data, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        read(changed(real_data, tmp_path, change))
+
+
+def test_a_graph_of_several_scales_is_imported_as_one_pass(real_data, tmp_path):
+    def again(graph: GraphDef) -> None:
+        layer = next(node for node in graph.node if node.name == "logits/semantic/Conv2D")
+        graph.node.add().CopyFrom(layer)
+        graph.node[-1].name = "logits_1/semantic/Conv2D"
+
+    found = read(changed(real_data, tmp_path, again))
+    assert found.unused["1 further passes"].startswith("the graph averages over scales or flips")
 
 
 def layer(scope: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

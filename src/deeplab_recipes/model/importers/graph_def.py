@@ -132,6 +132,28 @@ class FrozenGraph:
                         return tuple(map(float, value))
         return None
 
+    def scaling(self, scope: str) -> tuple[float, float] | None:
+        """Return (factor, offset) where the first layer, of this scope, reads factor * image - offset, else None."""
+        less = self._source(self.layer(scope).input[0])
+        product = self._source(less.input[0]) if less is not None and less.op == "Sub" else None
+        factor = self._source(product.input[0]) if product is not None and product.op == "Mul" else None
+        if factor is None or factor.op != "Const":
+            return None
+        return float(self.constant(factor.name)), float(self.constant(less.input[1]))
+
+    def aligns_corners(self) -> bool:
+        """Whether every bilinear resizing aligns corners."""
+        return all(node.attr["align_corners"].b for node in self.nodes.values() if node.op == "ResizeBilinear")
+
+    def operations(self, scope: str) -> set[str]:
+        """Return the kinds of operations of a scope."""
+        return {node.op for node in self._within(scope)}
+
+    def uses(self, name: str) -> int:
+        """Return how many convolutions read a tensor: in a graph for several scales, one each."""
+        layers = (node for node in self.nodes.values() if node.op in CONVOLUTIONS)
+        return sum(re.sub(r"/read$", "", _node(node.input[1])) == name for node in layers)
+
     def input_range(self) -> dict[str, int] | None:
         """Return min, max and factor to which the graph itself resizes an image (``resize_to_range``), where it does.
 

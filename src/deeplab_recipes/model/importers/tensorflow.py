@@ -6,7 +6,7 @@ dense prediction cell the file says nothing, and hints do.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ EPSILON = {"backbone": 1e-3, "head": 1e-5}
 DECAY = {MOBILENET: 0.997, "xception": 0.9997, "head": 0.9997}  # of batch norm's averages, in its training script
 WIDTHS = (1.0, 0.5, 0.35, 0.75, 1.3, 1.4, 0.25)
 MOBILENET_CHANNELS = (32, 16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
-HEAD_SCOPES = ("image_pooling", "aspp", "concat_projection", "decoder", "logits", CELL)
+HEAD_SCOPES = ("image_pooling", "aspp0", "concat_projection", "decoder", CELL)
 NO_MODEL = {  # parts of a name that tell of training or of another task -> why they are left out
     r"global_step$": "counts training steps",
     r"(^|/)(Momentum|Adam|Adam_1|RMSProp|RMSProp_1)$": "the optimizer's state",
@@ -115,11 +115,14 @@ def read(
     source = _source(Path(file))
     names, unused = _sorted_out(source)
     scope = _backbone_scope(source, names)
+    if source.graph:
+        _require_known_operations(source, scope)
     hints = {"output_stride": output_stride, "width_multiplier": width_multiplier, "head": head}
     model, branches = _model(source, names, scope, dense_prediction_cell, output_stride)
     _require_agreement(source, model, hints)
     keys = {**_backbone_keys(scope, names), **_head_keys(names, branches)}
     state = _state(source, names, keys)
+    unused |= _further_passes(source, names)
     return Imported(model, state, (LEVEL,) * 3, (LEVEL,) * 3, None, _size(source), unused, used=len(names))
 
 
@@ -347,9 +350,8 @@ def _epsilon(source: Source, scope: str) -> dict[str, float]:
     """Return what is added to the variances, from the graph where there is one."""
     if source.graph is None:
         return dict(EPSILON)
-    first = f"{scope}/Conv" if scope == MOBILENET else f"{scope}/entry_flow/conv1_1"
     heads = ("concat_projection", f"{CELL}/concat_projection")
-    found = {"backbone": source.graph.epsilon(first)}
+    found = {"backbone": source.graph.epsilon(_first_layer(scope))}
     found["head"] = next(filter(None, map(source.graph.epsilon, heads)), None)
     # cuDNN's smallest, 1.001e-5, stands in graphs for the 1e-5 that was asked for.
     return {part: EPSILON[part] if value is None else float(f"{value:.2g}") for part, value in found.items()}
@@ -371,15 +373,36 @@ def _require_agreement(source: Source, model: Mapping[str, Any], hints: Mapping[
     for key, value in hints.items():
         if value is not None and value != model.get(key):
             raise ValueError(f"{key}={value}, but {source.file} has {key}={model.get(key)}; leave it out")
-    if source.graph:
-        _require_known_input(source)
 
 
-def _require_known_input(source: Source) -> None:
-    """Refuse graphs that prepare an image in another way."""
-    pixel = source.graph.padding_pixel()
+def _require_known_operations(source: Source, scope: str) -> None:
+    """Refuse graphs that compute something else with the same tensors."""
+    graph = source.graph
+    pixel, scaling = graph.padding_pixel(), graph.scaling(_first_layer(scope))
     if pixel not in (None, (LEVEL,) * 3):
         raise ValueError(f"{source.file} pads with {pixel}, the imported models with {(LEVEL,) * 3}: another input")
+    if scaling is not None and not np.allclose(scaling, (1 / LEVEL, 1), rtol=1e-4):
+        raise ValueError(
+            f"{source.file} scales images by {scaling}, the imported models by 2 / 255 less 1: another input"
+        )
+    if not graph.aligns_corners():
+        raise ValueError(f"{source.file} resizes with corners not aligned; research/deeplab aligns them: another model")
+    bounded = [part for part in (*XCEPTIONS, *HEAD_SCOPES) if "Relu6" in graph.operations(part)]
+    if bounded:
+        raise ValueError(f"{source.file} bounds activations in {bounded[0]} (use_bounded_activation), not imported")
+
+
+def _further_passes(source: Source, names: list[str]) -> dict[str, str]:
+    """Say where the graph averages over scales or flips: imported is one pass over the image."""
+    last = _last_layer(source, names)
+    passes = source.graph.uses(f"{last}/weights") if source.graph else 1
+    if passes <= 1:
+        return {}
+    return {f"{passes - 1} further passes": "the graph averages over scales or flips; imported is one plain pass"}
+
+
+def _first_layer(scope: str) -> str:
+    return f"{scope}/Conv" if scope == MOBILENET else f"{scope}/entry_flow/conv1_1"
 
 
 def _backbone_keys(scope: str, names: list[str]) -> Keys:
@@ -475,10 +498,3 @@ def _left_out(state: Mapping[str, Tensor], keys: Keys) -> dict[str, Tensor]:
             if f"{norm}.{part}" not in state:
                 added[f"{norm}.{part}"] = torch.full_like(mean, value)
     return added
-
-
-def tensors(file: str | Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and shape of every tensor of a frozen graph or checkpoint, as `read` finds them."""
-    source = _source(Path(file))
-    for name in source.names():
-        yield name, source.shape(name)

@@ -39,6 +39,13 @@ def test_download_does_not_import_torch(word: str, code: int) -> None:
     assert "keep_archives" in done.stdout or "valid are ade20k" in done.stderr
 
 
+def test_import_does_not_import_torch_for_its_help() -> None:
+    program = DOWNLOAD.format(arguments=["deeplab", "import", "--help"], folder=str(REPOSITORY / "src"))
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "dense_prediction_cell" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["+recipe=ade20k_composer", "--cfg", "job"]])
 def test_help_and_settings_do_not_import_torch(arguments: list[str]) -> None:
     code = WITHOUT_TORCH.format(arguments=["train.py", *arguments], folder=str(REPOSITORY / "src"))

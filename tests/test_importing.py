@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from deeplab_recipes import build_deeplab, cli, config, importing, load_predictor
+from deeplab_recipes.checkpoints import require_same_training
 from deeplab_recipes.model import importers
 from deeplab_recipes.model.importers.base import Imported
 
@@ -194,6 +195,14 @@ def test_settings_are_those_that_are_tested_here():
     changed = {"source", "file", "output", "classes", "overwrite", "output_stride", "width_multiplier", "head"}
     changed |= {"dense_prediction_cell", "align_corners"}
     assert leaves - {"name"} == changed  # test_published.py has the name
+
+
+def test_imported_weights_are_no_training_to_go_on_with(source, file, deeplab):
+    source()
+    run(deeplab)
+    card = load_predictor("out/m.ckpt").card
+    with pytest.raises(ValueError, match=r"begin one with them: weights=out/m.ckpt init=continue_training"):
+        require_same_training("out/m.ckpt", card, {**card, "training": {"name": "x"}})
 
 
 def test_usage_lists_it():

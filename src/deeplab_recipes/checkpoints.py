@@ -123,8 +123,13 @@ def require_same_training(path: str | Path, theirs: Mapping[str, Any], ours: Map
     """Check that a run goes on as it began: the optimizer's state in the checkpoint would win over new settings.
 
     Raises:
-        ValueError: names the first difference.
+        ValueError: names the first difference, or says that the file holds no training.
     """
+    if "imported" in theirs:
+        raise ValueError(
+            f"{path} holds imported weights, and no training to go on with; begin one with them: weights={path} "
+            "init=continue_training"
+        )
     for key, here in ours["training"].items():
         there = theirs.get("training", {}).get(key)
         if there != here:

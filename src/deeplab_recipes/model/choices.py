@@ -42,5 +42,6 @@ def acting(
         neutral, having = owners.get(option, (value, ()))
         if value != neutral and name not in having:
             valid = ", ".join(having)
-            raise ValueError(f"{option}={value} acts on {kind} {valid} only, not on {name}: leave it at {neutral}")
+            rest = "null (None)" if neutral is None else neutral
+            raise ValueError(f"{option}={value} acts on {kind} {valid} only, not on {name}: leave it at {rest}")
     return {option: value for option, value in options.items() if name in owners.get(option, (None, (name,)))[1]}

@@ -68,6 +68,23 @@ def test_the_portrait_graph_gives_tensorflow_s_answer(portrait, real_data, name)
     assert labels.shape == image.shape[:2]
 
 
+def test_the_portrait_graph_beside_tensorflow(portrait, real_data):
+    tf = pytest.importorskip("tensorflow", reason="needs TensorFlow").compat.v1
+    definition = tf.GraphDef.FromString(real_data(PORTRAIT).read_bytes())
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(definition, name="")
+    predictor = load_predictor(portrait)
+    photograph = np.asarray(Image.open(real_data("camvid/val/0016E5_07959.jpg")).convert("RGB"))
+    for image in (photograph, photograph[:201, 100:], photograph[3:, :333]):
+        with tf.Session(graph=graph) as session:
+            labels, logits = session.run(
+                ["SemanticPredictions:0", "ResizeBilinear_2:0"], {"ImageTensor:0": image[None]}
+            )
+        expected = logits[0, : image.shape[0], : image.shape[1]].transpose(2, 0, 1)
+        assert np.abs(predictor.logits(image).numpy() - expected).max() < 1e-4 * np.ptp(logits)
+        assert (predictor(image) == labels[0]).mean() >= 0.9999
+
+
 def test_what_the_portrait_graph_tells(real_data):
     found = read(real_data(PORTRAIT))
     assert found.model == {

@@ -61,7 +61,6 @@ def test_logits_are_mmsegmentations(original, state, tmp_path):
     assert found.model == {
         "num_classes": 5, "backbone": "resnet50_v1c", "head": "deeplabv3plus", "aspp_channels": 16,
         "decoder_channels": 48, "auxiliary_head": True, "output_stride": 8, "aspp_dilations": None, "dropout": 0.1,
-        "align_corners": False,
     }  # fmt: skip
     assert (found.classes, found.palette[4]) == (tuple("abcde"), (4, 0, 9))
     assert found.unused == {}
@@ -164,6 +163,14 @@ def test_training_file_is_read_without_its_objects(state, tmp_path):
         "message_hub (0 tensors)": "the training's own state",
         "optimizer (1 tensors)": "the optimizer's state; training begins anew",
     }
+
+
+def test_file_in_the_format_of_before_torch_1_6(state, tmp_path):
+    """As mmsegmentation's of 2020 are."""
+    content = {"meta": {"CLASSES": tuple("abcde")}, "state_dict": OrderedDict(state)}
+    torch.save(content, tmp_path / "m.pth", _use_new_zipfile_serialization=False)
+    found = read(tmp_path / "m.pth")
+    assert (found.classes, len(found.state)) == (tuple("abcde"), len(state))
 
 
 def test_every_tensor_is_used_or_named(state, tmp_path):

@@ -109,7 +109,8 @@ def _settings(
     _refuse_other(file, backbone, head)
     strides = tuple(backbone.get("strides", (1, 2, 1, 1)))
     stride = STRIDES[strides][1]
-    common = {"dropout": float(head.get("dropout_ratio", 0.1)), "align_corners": bool(head.get("align_corners", False))}
+    common: dict[str, Any] = {"dropout": float(head.get("dropout_ratio", 0.1))}
+    common |= {"align_corners": True} if head.get("align_corners") else {}
     rates = head.get("dilations")
     if output_stride not in (None, stride):
         # As given: rebuilt at another stride, mmsegmentation would need other rates too.

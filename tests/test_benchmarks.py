@@ -446,3 +446,78 @@ def test_kept_runs_of_other_settings_are_refused(tmp_path):
     assert list(beside.kept_runs(setting, keep)) == ["ours/17"]
     with pytest.raises(ValueError, match="steps=300, this is steps=10"):
         beside.kept_runs(beside.Setting("data", "weights", 10, 256, "32-true"), keep)
+
+
+backbones = script("backbones")
+
+
+def test_every_backbone_is_measured_beside_those_who_have_it():
+    names = {"resnet18", "resnet50", "resnet50_v1c", "mobilenet_v2", "xception41"}
+    rows = {group[0].backbone: [row.name for row in group] for group in backbones.groups(sorted(names), [16])}
+    peers = ["segmentation_models_pytorch", "mmsegmentation"]
+    assert rows == {
+        "mobilenet_v2": ["ours", "ours, padding=same", *peers],
+        "resnet18": ["ours", *peers],
+        "resnet50": ["ours", "torchvision", *peers],
+        "resnet50_v1c": ["ours", "mmsegmentation"],
+        "xception41": ["ours", "segmentation_models_pytorch"],
+    }
+    every = list(backbones.BACKBONES)
+    assert [group[0].backbone for group in backbones.groups(every, [8])] == every
+
+
+def counted(row) -> tuple[int, int]:
+    network = backbones.OWNERS[row.owner][0](row)
+    return sum(parameter.numel() for parameter in network.parameters()), backbones.flops(network, 65)
+
+
+@pytest.mark.filterwarnings("ignore:Fail to import")
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [("resnet50", "torchvision"), ("resnet18", "mmsegmentation"), ("mobilenet_v2", "mmsegmentation")],
+)
+@pytest.mark.parametrize("stride", [8, 16])
+def test_the_same_net_does_equal_work(name, owner, stride):
+    mine, theirs = (counted(backbones.Contestant(name, stride, who)) for who in ("ours", owner))
+    assert theirs == mine
+
+
+def test_a_net_is_timed_in_both_layouts():
+    size = backbones.Size(crop=33, batch=2, device="cpu", threads=1, steps=1)
+    turns = backbones.Turns(backbones.ours(backbones.Contestant("mobilenet_v2", 16, "ours")), size)
+    before = [parameter.clone() for parameter in turns.network.parameters()]
+    for layout in backbones.LAYOUTS:
+        assert turns.take("inference", layout)["seconds"] > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, turns.network.parameters(), strict=True))
+    assert turns.take("train", "channels last")["seconds"] > 0
+    assert not all(torch.equal(a, b) for a, b in zip(before, turns.network.parameters(), strict=True))
+    assert next(turns.network.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+
+def measured(owner: str, seconds: list[float], **other) -> SimpleNamespace:
+    times = {(w, layout): [factor * s for s in seconds] for w in ("inference", "train") for layout, factor in
+             (("channels last", 2.0), ("NCHW", 1.0))}  # fmt: skip
+    row = backbones.Contestant("resnet18", 16, owner)
+    worker = backbones.Worker(row, None, None, parameters=11_180_000, flops=2_000_000_000, seconds=times, **other)
+    worker.peak = {"channels last": 1e9, "NCHW": 2e9}
+    return worker
+
+
+def test_rows_name_the_better_layout_and_the_ratio_within_rounds():
+    size = backbones.Size(513, 4, "cpu", 2, 1)
+    first, peer = measured("ours", [1.0, 2.0, 1.0]), measured("mmsegmentation", [1.5, 3.0, 4.0])
+    assert backbones.line(first, first, size) == (
+        "| resnet18 | 16 | ours | 11.18 M | 2.00 | 4 (NCHW) | - | 4 (NCHW) | - | 2.00 GB |"
+    )
+    assert backbones.line(peer, first, size) == (
+        "| resnet18 | 16 | mmsegmentation | 11.18 M | 2.00 (equal work) | 1.333 (NCHW) | 1.50 | 1.333 (NCHW) | 1.50 | "
+        "2.00 GB |"
+    )
+
+
+def test_a_missing_package_is_a_row():
+    row = backbones.Contestant("resnet18", 16, "segmentation_models_pytorch")
+    said = backbones.reason(ModuleNotFoundError("no"), row)
+    assert said == "not installed: pip install segmentation-models-pytorch"
+    worker = backbones.Worker(row, None, None, error=said)
+    assert backbones.line(worker, worker, None) == f"| resnet18 | 16 | {row.owner} | {said} | - | - | - | - | - | - |"

@@ -50,7 +50,8 @@ class InitialWeights:
     def notes(self) -> list[str]:
         """Return it in words."""
         taken = f"weights: {self.taken} tensors of {self.file} ({self.init})"
-        lists = (*_by_reason("left out", self.left_out), *_by_reason("new", self.fresh))
+        new = {name: why for name, why in self.fresh.items() if name not in self.left_out}
+        lists = (*_by_reason("left out", self.left_out), *_by_reason("new", new))
         return [taken, *lists, *self.remarks]
 
 

@@ -8,9 +8,21 @@ from typing import Any
 import yaml
 
 from deeplab_recipes import config
+from deeplab_recipes.checkpoints import SPELLED
 
 # Settings that a run may go on with beside neutral ones: it is made longer, or has to fit another machine.
 MAY_CHANGE = ("trainer.max_epochs", "trainer.max_steps", "microbatch_size")
+# Settings that runs of earlier versions lack -> what stands for how it was then; those of the model: see `checkpoints`.
+ADDED = {
+    "init": "transfer_learning",
+    "data.scale_step": 0.0,
+    "parameters._target_": "deeplab_recipes.optimization.ParameterRules",
+    "parameters.backbone_lr": 1.0,
+    "parameters.last_layers_lr": 1.0,
+    "parameters.last_layers": "logits",
+    "parameters.bias_lr": 1.0,
+    "parameters.no_weight_decay": [],
+}
 OF_THE_COMMAND = ("run_dir", "resume", "trial")
 MACHINE = ("commit", "dirty", "world_size", "microbatch_size", "bn_batch", "precision", "hardware", "versions")
 
@@ -30,9 +42,11 @@ def require_same_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None
     Raises:
         ValueError: names the first that changes what is computed.
     """
-    changes = config.differences(earlier_settings(checkpoint) or settings, settings)
-    for key, (there, here) in changes.items():
-        if key not in MAY_CHANGE and not _moved(there, here):
+    earlier = earlier_settings(checkpoint) or settings
+    known = config.leaves(earlier)
+    for key, (there, here) in config.differences(earlier, settings).items():
+        before = key not in known and (key.startswith("model.") or ADDED.get(key) == here)
+        if key not in MAY_CHANGE and not before and not _moved(there, here) and not _respelled(key, there, here):
             raise ValueError(
                 f"{checkpoint} was trained with {key}={_shown(there)}, this run has {key}={_shown(here)}; resume with "
                 f"the settings it was trained with ({run_of(checkpoint) / 'config.yaml'}), or start a new run"
@@ -98,6 +112,12 @@ def _changes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) 
     then, now = config.leaves(before), config.leaves(after)
     keys = [key for key in {**then, **now} if key.split(".")[0] not in OF_THE_COMMAND]
     return {key: [then.get(key), now.get(key)] for key in keys if then.get(key) != now.get(key)}
+
+
+def _respelled(key: str, there: Any, here: Any) -> bool:
+    """Whether a setting of the model says in a new word what it said in an old one; the checkpoint was compared."""
+    words = SPELLED.get(key.removeprefix("model."), {})
+    return isinstance(there, bool) and words.get(there) == here
 
 
 def _moved(there: Any, here: Any) -> bool:

@@ -184,6 +184,9 @@ class Run:
             notes.append(
                 f"batch norm sees {self.split.bn_batch} images at a time, the batch has {self.split.batch_size}"
             )
+        given = getattr(self.model, "keywords", {}).get("backbone_weights") or "none"
+        if self.network.freeze_backbone and self.weights is None and str(given).lower() == "none":
+            notes.append("model.freeze_backbone keeps random weights: give weights=FILE or model.backbone_weights")
         if self.loss.hard_pixels is not None and self.split.microbatch < self.split.batch_size:
             notes.append(f"hard pixels are chosen among {self.split.microbatch} images at a time")
         if self.trainer.precision not in ("auto", self.trainer.resolved_precision()):

@@ -112,6 +112,7 @@ def built(run: Run) -> list[Any]:
     return [
         weights(run.network),
         str(run.network),
+        run.data.source.classes,
         run.split,
         run.steps,
         run.deviations(),

@@ -109,6 +109,13 @@ def test_what_is_frozen_stays_so_after_resume(trained: Trained, tmp_path: Path) 
         trained(*frozen, "model.freeze_backbone=false", "trainer.max_steps=4", resume="auto")
 
 
+def test_a_frozen_random_backbone_is_noted(compose_settings: Callable[..., Any], words: list[str]) -> None:
+    run = config.assemble(compose_settings(*words, "model.freeze_backbone=1"), {})
+    assert any("keeps random weights" in note for note in run.notes())
+    run = config.assemble(compose_settings(*words, "model.freeze_backbone=1", "weights=a.ckpt"), {})
+    assert not any("keeps random weights" in note for note in run.notes())
+
+
 def record(run: Path) -> dict[str, Any]:
     return json.loads((run / "result.json").read_text())
 

@@ -50,6 +50,20 @@ def test_resume_refuses_what_changes_the_run(change, words, trained, tmp_path) -
     assert before == {name: (tmp_path / "a" / name).read_text() for name in before}
 
 
+def test_a_run_of_an_earlier_version_goes_on(trained, tmp_path) -> None:
+    trained("a")
+    path = tmp_path / "a" / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    for later in ("weights", "init", "parameters"):
+        del settings[later]
+    del settings["data"]["scale_step"], settings["model"]["freeze_backbone"], settings["model"]["batchnorm_scale"]
+    settings["model"]["freeze_batchnorm"] = False
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=r"parameters\.bias_lr=null, this run has parameters\.bias_lr=2"):
+        trained("a", "trainer.max_steps=2", "parameters.bias_lr=2.0", resume="auto")
+    assert trained("a", "trainer.max_steps=2", resume="auto")["steps"] == 2
+
+
 def test_resume_from_a_file_has_its_settings_too(trained, tmp_path) -> None:
     trained("a")
     with pytest.raises(ValueError, match=r"loss\.dice=9"):

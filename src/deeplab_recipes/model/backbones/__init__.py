@@ -10,7 +10,7 @@ from deeplab_recipes.model.backbones.resnet import ResNetBackbone
 from deeplab_recipes.model.backbones.xception import XceptionBackbone
 from deeplab_recipes.model.choices import acting, choose
 
-__all__ = ["BACKBONES", "OPTIONS", "OUTPUT_STRIDES", "Backbone", "Features", "build_backbone"]
+__all__ = ["BACKBONES", "OPTIONS", "OUTPUT_STRIDES", "XCEPTIONS", "Backbone", "Features", "build_backbone"]
 
 OUTPUT_STRIDES = (8, 16, 32)
 BACKBONES: dict[str, Callable[..., Backbone]] = {

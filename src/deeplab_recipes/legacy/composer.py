@@ -8,7 +8,7 @@ from typing import Any
 from deeplab_recipes.legacy.tables import (
     COUNT,
     NOT_NEGATIVE,
-    NUMBER_OR_ZERO,
+    NATURAL,
     POSITIVE,
     SHARE,
     SWITCH,
@@ -121,7 +121,7 @@ TOP: Table = {
     ),
     "train_batch_size": Key(COUNT, "batch_size={}"),
     "eval_batch_size": Key(COUNT, "evaluate_batch_size={}", "there of all devices, here of each"),
-    "seed": Key(NUMBER_OR_ZERO, "seed={}"),
+    "seed": Key(NATURAL, "seed={}"),
     "precision": Choice(
         {
             "amp": "trainer.precision=16-mixed",

@@ -7,8 +7,8 @@ from typing import Any
 
 from deeplab_recipes.legacy.tables import (
     COUNT,
-    NOT_NEGATIVE,
     NATURAL,
+    NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     SWITCH,

@@ -315,9 +315,10 @@ def _expand(verb: str, arguments: Sequence[str]) -> list[str]:
         _refuse(str(error))
     others = [word for word in arguments if not FROM.fullmatch(word)]
     given = {word.lstrip("+~").partition("=")[0] for word in others}
-    for key, why in translation.needed.items():
-        if key not in given and not any(word.startswith("-") and word not in MULTIRUN for word in others):
-            _refuse(f"{files[0]}: {why}")
+    asks = verb != "check" and not any(word.startswith("-") and word not in MULTIRUN for word in others)
+    missing = [why for key, why in translation.needed.items() if asks and key not in given]
+    if missing:
+        _refuse(f"{files[0]}: {'; '.join(missing)}")
     words = [word for word in translation.overrides if word.lstrip("+").partition("=")[0] not in given]
     if rank() in (None, "0"):
         notes = "".join(f"note: {note}\n" for note in translation.notes)

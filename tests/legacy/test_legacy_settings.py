@@ -1,5 +1,6 @@
 """Every published configuration, composed with the real YAMLs: what each of its keys is in the resolved settings."""
 
+import json
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ from legacy_blocks import (
     SUPERVISELY,
     TONANDR,
     TONANDR_ROOT,
+    changed,
     leaves,
 )
 from omegaconf import OmegaConf
 from yaml import safe_load
 
 from deeplab_recipes import config
-from deeplab_recipes.legacy import translate
+from deeplab_recipes.legacy import tonandr, translate
+from deeplab_recipes.model.dense_prediction_cell import PUBLISHED
 
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {  # key -> the settings it decides
     "supervisely": {
@@ -81,7 +84,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {  # key -> the settings it dec
         "nn_arch.reduction_size": {"model.dense_prediction_cell.reduction_size": 256},
         "nn_arch.dropout_rate": {"model.dropout": 0.1},
         "nn_arch.concat_channels": {"model.dense_prediction_cell.concat_channels": 256},
-        "nn_arch.encoder_middle_conf": {"model.dense_prediction_cell.branches": BRANCHES},
+        "nn_arch.encoder_middle_conf": {"model.dense_prediction_cell.branches": "published"},
         "": {"model.head": "dense_prediction_cell", "optimizer._target_": "torch.optim.Adam"},
     },
     "composer_typical": {
@@ -269,3 +272,23 @@ def test_tonandrs_network_is_built_from_its_json() -> None:
     assert rates == [(2, 12), (36, 30), (12, 6), (2, 2), (12, 42)]
     norms = [m for m in model.head.modules() if hasattr(m, "running_mean")]
     assert {norm.momentum for norm in norms} == {0.9}
+
+
+def test_tonandrs_branches() -> None:
+    assert [*PUBLISHED] == tonandr.PUBLISHED == BRANCHES
+
+    def cell(branches: list[dict[str, Any]]) -> dict[str, Any]:
+        text = json.dumps(changed(TONANDR, "nn_arch.encoder_middle_conf", branches))
+        return composed(*translate(text).overrides)["model"]
+
+    assert cell(BRANCHES[:2])["dense_prediction_cell"]["branches"] == BRANCHES[:2]
+    wrong = {**cell([BRANCHES[0], {**BRANCHES[1], "input": 3}]), "backbone_weights": None}
+    with pytest.raises(ValueError, match=r"dense_prediction_cell, branch 1: input is 3; valid: -1"):
+        config.build(wrong, "model")(num_classes=21)
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("tonandr", "voc_dense_prediction_cell"), ("asahi417", "voc_minimal")])
+def test_readmes_own_settings_are_the_recipes(name: str, recipe: str) -> None:
+    """Nothing differs but where it runs."""
+    found, own = composed(*translate(FILES[name]).overrides), composed(f"+recipe={recipe}")
+    assert config.differences(own, found) == {}

@@ -89,6 +89,7 @@ COMPOSER_WRONG = {
     "model.deeplabv3.backbone_weights": ("IMAGENET1K_V1", "backbone_weights replaces is_backbone_pretrained"),
     "model.deeplabv3.backbone_url": ("https://a.b/c.pth", "backbone_url=https://a.b/c.pth is none of resnet101-63fe"),
     "optimizer": ({"adam": {"lr": 1}}, "optimizer is adam; it takes one of sgd, decoupled_sgdw"),
+    "optimizer.sgd": ({"momentum": 0.9}, "optimizer.sgd lacks lr"),
     "optimizer.sgd.lr": (-1, "optimizer.sgd: lr is -1; it takes a number above 0"),
     "schedulers": ([{"cosine_decay": {"t_max": "10ep"}}], "schedulers.cosine_decay: t_max is '10ep'; it takes 1dur"),
     "max_duration": ("2h", "max_duration is '2h'; it takes epochs as 127ep, or batches as 90000ba"),
@@ -224,6 +225,7 @@ def test_composer_variants() -> None:
     assert "optimizer.weight_decay=0" in overrides(COMPOSER_OWN.replace("    weight_decay: 2.0e-5\n", ""))
     other = translate(COMPOSER_OWN.replace("150", "21"))
     assert "ADE20k has 150: data=NAME" in other.needed["data"]
+    assert other.notes == ["model.deeplabv3.num_classes=21: the data bring their classes, whatever their number"]
 
 
 def test_bonlime_variants() -> None:

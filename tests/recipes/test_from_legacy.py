@@ -88,6 +88,9 @@ def test_what_the_file_does_not_hold_is_asked_for(deeplab: Command, project: lis
     assert "weights_init_type=transfer_learning begins with weights that the JSON does not hold" in answer.err
     answer = deeplab("plan", "+from=config.json", "weights=null")
     assert "config.json: the JSON does not say where the project is: data.root=DIR" in answer.err
+    answer = deeplab("check", "+from=config.json", "data.root=project", "data.workers=0")
+    assert "Supervisely" in answer.err
+    assert "11 pairs" in answer.out
 
 
 def test_other_verbs_and_two_files_are_refused(deeplab: Command, project: list[str]) -> None:

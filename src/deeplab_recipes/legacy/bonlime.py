@@ -85,7 +85,7 @@ TABLE: Table = {
     ),
     "input_shape": Key(SHAPE, _size),
     "input_tensor": Choice({None: ""}),
-    "classes": Key(COUNT, ""),  # the data's
+    "classes": Key(COUNT, "", "the data bring their classes, whatever their number"),
     "OS": Key(
         Kind("8 or 16", lambda v: COUNT.accepts(v) and v in (8, 16)),
         _output_stride,

@@ -7,8 +7,8 @@ from typing import Any
 
 from deeplab_recipes.legacy.tables import (
     COUNT,
+    NATURAL,
     NOT_NEGATIVE,
-    NUMBER_OR_ZERO,
     POSITIVE,
     SHARE,
     SWITCH,
@@ -121,7 +121,7 @@ TOP: Table = {
     ),
     "train_batch_size": Key(COUNT, "batch_size={}"),
     "eval_batch_size": Key(COUNT, "evaluate_batch_size={}", "there of all devices, here of each"),
-    "seed": Key(NUMBER_OR_ZERO, "seed={}"),
+    "seed": Key(NATURAL, "seed={}"),
     "precision": Choice(
         {
             "amp": "trainer.precision=16-mixed",
@@ -152,6 +152,8 @@ def translate(content: Mapping[str, Any]) -> Translation:
     translation = Translation(SYSTEM, [f"+recipe={recipe}", f"optimizer={optimizer}"])
     _apply_section("model.deeplabv3", MODEL, model, _model_defaults(model), translation)
     _require_classes(model, "model.deeplabv3.num_classes", translation)
+    if "lr" not in settings:
+        raise ValueError(f"optimizer.{optimizer} lacks lr")
     _apply_section(f"optimizer.{optimizer}", OPTIMIZER, settings, OPTIMIZER_DEFAULTS, translation)
     _apply_schedule(content.get("schedulers"), translation)
     apply(TOP, {key: content[key] for key in TOP if key in content}, {}, translation)
@@ -187,6 +189,7 @@ def _require_classes(given: Mapping[str, Any], key: str, translation: Translatio
             f"{key}={given['num_classes']}, and ADE20k has {ADE20K_CLASSES}: data=NAME data.root=DIR names the data, "
             "which bring their classes"
         )
+        translation.notes.append(f"{key}={given['num_classes']}: the data bring their classes, whatever their number")
 
 
 def _only(key: str, value: Any, valid: Sequence[str]) -> tuple[str, Mapping[str, Any]]:

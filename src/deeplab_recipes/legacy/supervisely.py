@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from deeplab_recipes.legacy.tables import (
     COUNT,
-    NUMBER_OR_ZERO,
+    NATURAL,
     POSITIVE,
     SHARE,
     SWITCH,
@@ -71,7 +71,7 @@ def _on_corrupt(images: int, values: Mapping[str, Any]) -> str:
 
 
 ONE_NUMBER = "data.workers is one number for both parts, and that of train is taken"
-DEVICES = list_of(NUMBER_OR_ZERO)
+DEVICES = list_of(NATURAL)
 TABLE: Table = {
     "lr": Key(POSITIVE, "optimizer.lr={}"),
     "epochs": Key(COUNT, "trainer.max_epochs={}"),
@@ -81,8 +81,8 @@ TABLE: Table = {
     "input_size.height": Key(COUNT, _size),
     "input_size.width": Key(COUNT, ""),  # with the height
     "gpu_devices": Key(DEVICES, "trainer.devices={}"),
-    "data_workers.train": Key(NUMBER_OR_ZERO, "data.workers={}"),
-    "data_workers.val": Key(NUMBER_OR_ZERO, "", ONE_NUMBER),
+    "data_workers.train": Key(NATURAL, "data.workers={}"),
+    "data_workers.val": Key(NATURAL, "", ONE_NUMBER),
     "dataset_tags.train": Key(TEXT, "data.source.train_tag={}"),
     "dataset_tags.val": Key(TEXT, "data.source.validation_tag={}"),
     "special_classes.background": Key(TEXT, "data.source.background={}"),
@@ -103,10 +103,8 @@ TABLE: Table = {
         "optimizer.weight_decay={}",
         "the plugin left it out of its loss, here it acts; 0 is what it did",
     ),
-    "allow_corrupted_samples.train": Key(
-        NUMBER_OR_ZERO, _on_corrupt, "data.on_corrupt is raise or skip, without a number"
-    ),
-    "allow_corrupted_samples.val": Key(NUMBER_OR_ZERO, "", "data.on_corrupt is one for both parts, that of train"),
+    "allow_corrupted_samples.train": Key(NATURAL, _on_corrupt, "data.on_corrupt is raise or skip, without a number"),
+    "allow_corrupted_samples.val": Key(NATURAL, "", "data.on_corrupt is one for both parts, that of train"),
 }
 
 
@@ -140,7 +138,7 @@ LATER = "waits for the verb predict"
 NO_TAGS = "without effect: a segmentation model gives no tags"
 # No setting of training: each note says what a key is in Python, or what it waits for.
 INFERENCE_TABLE: Table = {
-    "model.gpu_device": Key(NUMBER_OR_ZERO, "", "predictor = load_predictor(CHECKPOINT, device='cuda:NUMBER')"),
+    "model.gpu_device": Key(NATURAL, "", "predictor = load_predictor(CHECKPOINT, device='cuda:NUMBER')"),
     "model.min_score_threshold": Key(SHARE, "", LATER),
     "mode.name": Choice(
         dict.fromkeys(("full_image", "roi", "bboxes", "sliding_window"), ""),
@@ -153,7 +151,7 @@ INFERENCE_TABLE: Table = {
     "mode.save_probabilities": Key(SWITCH, "", "predictor.logits(image).softmax(0)"),
     **{f"mode.{group}.{side}": Key(BOUND, "", LATER) for group in ("bounds", "padding") for side in SIDES},
     **{f"mode.window.{side}": Key(COUNT, "", LATER) for side in ("width", "height")},
-    **{f"mode.min_overlap.{side}": Key(NUMBER_OR_ZERO, "", LATER) for side in ("x", "y")},
+    **{f"mode.min_overlap.{side}": Key(NATURAL, "", LATER) for side in ("x", "y")},
     "mode.save": Key(SWITCH, "", LATER),
     "mode.class_name": Key(TEXT, "", LATER),
     "mode.from_classes": Key(CLASS_NAMES, "", LATER),

@@ -34,7 +34,7 @@ NOT_NEGATIVE = Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0
 SHARE = Kind("a number of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1)
 WHOLE = Kind("a whole number", _is_whole)
 COUNT = Kind("a whole number of at least 1", lambda v: _is_whole(v) and v > 0)
-NUMBER_OR_ZERO = Kind("a whole number of at least 0", lambda v: _is_whole(v) and v >= 0)
+NATURAL = Kind("a whole number of at least 0", lambda v: _is_whole(v) and v >= 0)
 SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
 TEXT = Kind("a word", lambda v: isinstance(v, str) and v.strip() != "")
 

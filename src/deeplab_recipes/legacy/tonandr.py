@@ -26,6 +26,10 @@ from deeplab_recipes.legacy.tables import (
 
 SYSTEM = "tonandr's JSON"
 BASE = ("+recipe=voc_dense_prediction_cell",)
+PUBLISHED = [  # model.dense_prediction_cell's, without its import of torch
+    {"op": "conv", "kernel": 3, "rate": rate, "input": source}
+    for rate, source in (([1, 6], -1), ([18, 15], 0), ([6, 3], 1), ([1, 1], 0), ([6, 21], 0))
+]
 CELL = ("reduction_size", "concat_channels", "conv_rate_multiplier", "depth_multiplier")
 BRANCHES = Kind(
     "a list of branches as {op: conv, kernel: 3, rate: [1, 6], input: -1}",
@@ -56,7 +60,8 @@ def _size(side: int, values: Mapping[str, Any]) -> list[str]:
 
 def _cell(branches: list[Any], values: Mapping[str, Any]) -> str:
     numbers = {key: values[f"nn_arch.{key}"] for key in CELL if f"nn_arch.{key}" in values}
-    return f"model.dense_prediction_cell={literal({'branches': branches, **numbers})}"
+    named = "published" if branches == PUBLISHED else branches
+    return f"model.dense_prediction_cell={literal({'branches': named, **numbers})}"
 
 
 def _decay(decay: float, values: Mapping[str, Any]) -> list[str]:

@@ -111,6 +111,18 @@ def test_decoder_resizes_the_encoders_features(align_corners):
         assert torch.equal(head(maps), expected)
 
 
+def test_tensorflow_heads_start_from_truncated_normal_distributions():
+    head = build_head("tensorflow", 5, feature_channels=(24, 96, 2048), aspp_channels=64)
+    for layer, std in ((head.encoder.branches[1].depthwise, 0.33), (head.encoder.branches[1].pointwise, 0.06)):
+        weight = layer.conv.weight
+        assert weight.abs().max() <= 2 * std
+        assert weight.std().item() == pytest.approx(0.8796 * std, rel=0.02)  # cut at 2 standard deviations
+    bound = (6 / (2048 + 64)) ** 0.5  # Glorot
+    weight = head.encoder.image_pool.conv.weight
+    assert weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
 def test_image_pooling_is_the_same_everywhere():
     head, maps = small_head("tensorflow_short").eval(), features()
     weight = head.encoder.concat_projection.conv.weight

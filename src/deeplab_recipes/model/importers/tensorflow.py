@@ -253,14 +253,14 @@ def _head(
         return _cell_head(source, names, stride, cell, decoder=decoder)
     if "concat_projection/weights" not in names or "aspp0/weights" not in names:
         raise ValueError(f"{source.file} has no aspp0 with concat_projection; heads without them are not imported")
-    if "image_pooling/weights" not in names:
-        raise ValueError(f"{source.file} has no image_pooling (add_image_level_feature=false), which is not imported")
-    if source.graph:
+    pooled = "image_pooling/weights" in names  # add_image_level_feature
+    if pooled and source.graph:
         _require_whole_pooling(source, stride)
     scopes = ["aspp0"] + [f"aspp{i}" for i in range(1, 9) if f"aspp{i}_depthwise/depthwise_weights" in names]
-    channels = {"aspp_channels": source.shape("concat_projection/weights")[3]}
+    common = {"aspp_channels": source.shape("concat_projection/weights")[3]}
+    common |= {} if pooled else {"image_pooling": False}
     if scopes == ["aspp0"] and not decoder:
-        return {"head": "tensorflow_short", **channels}, scopes
+        return {"head": "tensorflow_short", **common}, scopes
     dilations = [1] + [_rate(source, f"{name}_depthwise") for name in scopes[1:]] if source.graph else None
     if scopes == ["aspp0"]:
         dilations = [1]
@@ -271,7 +271,7 @@ def _head(
         "head": "tensorflow",
         "aspp_dilations": None if usual else dilations,
         "decoder": decoder,
-        **channels,
+        **common,
     }, scopes
 
 

@@ -339,6 +339,15 @@ def test_a_cell_is_read_from_the_graph(cell):
     ]
 
 
+def test_a_cell_as_a_hint_is_compared(cell):
+    scopes = [f"meta_architecture/branch{i}" for i in range(4)]
+    described = tensorflow._described_cell(cell, cell.names(), scopes, stride=8)
+    model = {"dense_prediction_cell": described, "aspp_channels": 8, "output_stride": 8}
+    tensorflow._require_agreement(cell, model, {"dense_prediction_cell": {"encoder_middle_conf": described}})
+    with pytest.raises(ValueError, match=r"dense_prediction_cell=published, but .*cell.pb has dense_prediction_cell="):
+        tensorflow._require_agreement(cell, model, {"dense_prediction_cell": "published"})
+
+
 def test_a_cell_needs_a_hint_where_there_is_no_graph(tmp_path):
     branches = separable("meta_architecture/branch0", NARROW[-1], 8) | separable("meta_architecture/branch1", 8, 8)
     head = branches | layer("meta_architecture/concat_projection", (1, 1, 16, 8))
@@ -385,6 +394,8 @@ def test_hints_that_are_missing_or_wrong(tensors, tmp_path, hints, message):
 def test_a_hint_that_the_graph_contradicts(real_data):
     with pytest.raises(ValueError, match=r"output_stride=16, but .* has output_stride=8; leave it out"):
         read(real_data(PORTRAIT), output_stride=16)
+    with pytest.raises(ValueError, match=r"dense_prediction_cell=published, but .*.pb has none; leave it out"):
+        read(real_data(PORTRAIT), dense_prediction_cell="published")
     read(real_data(PORTRAIT), output_stride=8, width_multiplier=0.5, head="tensorflow_short")
 
 

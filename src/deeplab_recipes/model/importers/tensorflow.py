@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.models._utils import _make_divisible
 
-from deeplab_recipes.model.dense_prediction_cell import CellSpec, parse_cell
+from deeplab_recipes.model.dense_prediction_cell import Cell, CellSpec, parse_cell
 from deeplab_recipes.model.heads import DILATIONS
 from deeplab_recipes.model.importers.base import Imported
 from deeplab_recipes.model.importers.graph_def import VARIABLES, FrozenGraph
@@ -102,7 +102,7 @@ def read(
         output_stride: of a checkpoint: 8, 16 or 32; its atrous rates are those usual at that. A graph says it.
         width_multiplier: of MobileNetV2's channels, only to be compared: the shapes say it.
         head: only to be compared: the names say it.
-        dense_prediction_cell: of a checkpoint that has one. A graph says it.
+        dense_prediction_cell: of a checkpoint that has one; of a graph only to be compared.
 
     Returns:
         The model. Its input is prepared as the exported graph does: images are padded to its crop size.
@@ -118,6 +118,7 @@ def read(
     if source.graph:
         _require_known_operations(source, scope)
     hints = {"output_stride": output_stride, "width_multiplier": width_multiplier, "head": head}
+    hints["dense_prediction_cell"] = dense_prediction_cell
     model, branches = _model(source, names, scope, dense_prediction_cell, output_stride)
     _require_agreement(source, model, hints)
     keys = {**_backbone_keys(scope, names), **_head_keys(names, branches)}
@@ -371,8 +372,18 @@ def _crop_size(source: Source) -> tuple[int, int]:
 
 def _require_agreement(source: Source, model: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
     for key, value in hints.items():
-        if value is not None and value != model.get(key):
-            raise ValueError(f"{key}={value}, but {source.file} has {key}={model.get(key)}; leave it out")
+        found = model.get(key)
+        if value is None or value == found:
+            continue
+        if found is None:
+            raise ValueError(f"{key}={value}, but {source.file} has none; leave it out")
+        if key != "dense_prediction_cell" or _filled(value, model) != _filled(found, model):
+            raise ValueError(f"{key}={value}, but {source.file} has {key}={found}; leave it out")
+
+
+def _filled(cell: CellSpec, model: Mapping[str, Any]) -> Cell:
+    """Return a cell, which can be written in several ways, as the model has it."""
+    return parse_cell(cell).filled(model["aspp_channels"], model["output_stride"])
 
 
 def _require_known_operations(source: Source, scope: str) -> None:

@@ -144,7 +144,7 @@ def test_classes_of_a_set_and_the_background_before_them(source, file):
         (["width_multiplier=0.5"], "width_multiplier=0.5 tells nothing of a file of source=mmsegmentation; it takes "
          "output_stride, head, dense_prediction_cell, align_corners"),
         (["source=mmsegmentaton"], "unknown source 'mmsegmentaton'; valid: tensorflow, keras, composer, "
-         "mmsegmentation. Did you mean 'mmsegmentation'?"),
+         "mmsegmentation, zoo. Did you mean 'mmsegmentation'?"),
         (["source=???"], "source=... is missing"),
         (["file=null"], "file=... is missing: what that program wrote"),
         (["output=null"], "output=... is missing: the checkpoint to write"),

@@ -12,6 +12,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from deeplab_recipes.model.weights import why_unreadable
+
 FORMAT_VERSION = 1
 ADDED = {  # arguments of the model that older checkpoints lack; others that they lack are None
     "auxiliary_head": False,
@@ -80,8 +82,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint can fail in any way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is no checkpoint that can be read safely ({reason[:160]})") from None
+        raise ValueError(f"{path} is no checkpoint that can be read safely ({why_unreadable(error)})") from None
     card = checkpoint.get("deeplab") if isinstance(checkpoint, Mapping) else None
     version = card.get("format_version") if isinstance(card, Mapping) else None
     if not isinstance(version, int):

@@ -235,7 +235,10 @@ def import_weights(settings: DictConfig) -> None:
         _import_published(values)
         return
     from deeplab_recipes.importing import import_model
+    from deeplab_recipes.model.choices import choose
+    from deeplab_recipes.model.importers import SOURCES
 
+    choose("source", str(values["source"]), dict.fromkeys((*SOURCES, "zoo")))
     config.require_settings(import_model, values, mandatory=IMPORT_SETTINGS)
     if values.pop("name") is not None:
         raise ValueError("name=... is for source=zoo; of a file of your own give file=...")

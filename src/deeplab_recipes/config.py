@@ -355,9 +355,14 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
     if values["weights"]:
         weights = f"with all others from {values['weights']} ({values['init']})"
     parts = build_parts({**values, "model": {**values["model"], "backbone_weights": None}})
+    classes, loss = _classes(parts), parts["loss"]
+    model = parts["model"](num_classes=len(classes))
+    loss.require_head(model.auxiliary_head)
+    if not isinstance(loss.class_weights, str):  # a formula, for which training reads all labels
+        loss.set_classes(classes, lambda: ((), ()))
     return describe(
         name=values["name"],
-        model=parts["model"](num_classes=_number_of_classes(parts)),
+        model=model,
         backbone_weights=weights,
         crop=tuple(values["data"]["crop_size"]),
         training_images=_training_images(parts),
@@ -366,13 +371,13 @@ def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, 
         trainer=parts["trainer"],
         published=parts["published"],
         overrides=overrides,
-        normalize=parts["loss"].normalize,
+        normalize=loss.normalize,
         measure=measure,
     )
 
 
-def _number_of_classes(parts: Mapping[str, Any]) -> int:
-    """Count the classes; where they are the data's own, the data have to be there."""
+def _classes(parts: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names of the classes; where they are the data's own, the data have to be there."""
     from deeplab_recipes.data.shards.source import open_source
 
     data = parts["data"].keywords
@@ -381,7 +386,7 @@ def _number_of_classes(parts: Mapping[str, Any]) -> int:
         raise ValueError(
             f"data.root={data['root']} is not there, and only the data say how many classes: data.root=DIR"
         )
-    return len(classes or open_source(data["source"], data["root"], cache=data.get("cache")).classes)
+    return classes or open_source(data["source"], data["root"], cache=data.get("cache")).classes
 
 
 def _is_there(root: str) -> bool:

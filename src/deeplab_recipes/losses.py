@@ -205,6 +205,14 @@ class SegmentationLoss(nn.Module):
         if self.class_weights is not None:
             self.weight_of_class = resolve_weights(self.class_weights, classes, count)
 
+    def require_head(self, auxiliary_head: nn.Module | None) -> None:
+        """Raise ValueError where `auxiliary` weights a head that is not there, or leaves one without a weight."""
+        if (auxiliary_head is None) != (self.auxiliary == 0):
+            raise ValueError(
+                f"loss.auxiliary={self.auxiliary} and model.auxiliary_head={str(auxiliary_head is not None).lower()} "
+                "go together: the head needs a weight above 0, as 0.4, and the weight a head"
+            )
+
     @property
     def per_pass(self) -> tuple[str, ...]:
         """Names of the parts that are means over their own forward pass; the others are divided by `count`."""

@@ -149,12 +149,7 @@ class Run:
         self.loss.set_classes(self.data.source.classes, self.data.count_classes)
         replaced = {"backbone_weights": None} if self.weights else {}
         network = self.model(num_classes=self.data.num_classes, **replaced)
-        if (network.auxiliary_head is None) != (self.loss.auxiliary == 0):
-            raise ValueError(
-                f"loss.auxiliary={self.loss.auxiliary} and model.auxiliary_head="
-                f"{str(network.auxiliary_head is not None).lower()} go together: the head needs a weight above 0, "
-                "as 0.4, and the weight a head"
-            )
+        self.loss.require_head(network.auxiliary_head)
         ends = {"at_last_step": self.schedule_ends == "at_last_step"}
         by_step(self.schedule, total=1, steps_per_epoch=1, **ends)
         try:

@@ -115,7 +115,11 @@ from composer.models import composer_deeplabv3
 model = composer_deeplabv3(num_classes=150, backbone_arch="resnet101", is_backbone_pretrained=True,
                            backbone_url="https://download.pytorch.org/models/resnet101-cd907fc2.pth", sync_bn=False)
 """
-BONLIME_CALL = "deeplab_model = Deeplabv3(input_shape=(384, 384, 3), classes=4)\n"
+# as the README has it, with a space that does not break
+BONLIME_CALL = (
+    "from deeplab.model import Deeplabv3\n"
+    "deeplab_model = Deeplabv3(input_shape=(384, 384, 3), classes=4)\N{NO-BREAK SPACE} \n"
+)
 BONLIME_ANY_SIZE = "deeplab_model = Deeplabv3(input_shape=(None, None, 3), classes=4)\n"
 ASAHI417 = (
     "python ./bin/train.py -d pascal --crop_size 321 --aspp_depth 128 --backbone xception_41 -b 12 --off_decoder\n"

@@ -54,7 +54,6 @@ BLOCKS = {
 }
 WITHOUT = ("not needed", "refused", "no equivalent", "to come: ")
 TO_COME = ("predict", "evaluate", "serve")
-ADDED = ("import",)  # a verb that another page describes
 
 
 def rows(page: str) -> Iterator[tuple[str, str, str]]:
@@ -116,7 +115,7 @@ def test_what_an_option_becomes_exists(page: str) -> None:
             assert found[0] in TO_COME
             assert found[0] not in cli.VERBS, f"{theirs}: {found[0]} is there now"
         commands = [span for span in [*found, *spans(remarks)] if span.startswith("deeplab ")]
-        assert all(span.split()[1] in {*cli.VERBS, *ADDED} for span in commands), theirs
+        assert all(span.split()[1] in cli.VERBS for span in commands), theirs
         # "weights=FILE init=..." are two settings, [name + suffix for ...] none
         settings = [s for s in found if re.match(r"\+?[a-z_][\w.]*=\S+( |$)", s) and not s.startswith("deeplab")]
         counted += len(settings)

@@ -116,6 +116,7 @@ def without(entry: dict, key: str) -> dict:
             [{**CONV, "op": "convolution"}],
             "op in dense_prediction_cell, branch 0: 'convolution'; valid: conv, ",
         ),
+        ([{**CONV, "op": ["conv"]}], r"op in dense_prediction_cell, branch 0: \['conv'\]; valid: conv, "),
         ([without(CONV, "input")], "branch 0 lacks 'input'"),
         ([without(CONV, "op")], "branch 0 lacks 'op'"),
         ([without(CONV, "kernel")], "branch 0 lacks 'kernel'"),

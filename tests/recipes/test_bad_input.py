@@ -158,6 +158,18 @@ def test_auxiliary_head_and_weight_go_together(train: Command, ade: Path, settin
     assert "go together: the head needs a weight above 0" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("loss.auxiliary=0.4", "go together: the head needs a weight above 0"),
+        ("loss.class_weights=[1,2]", "loss.class_weights has 2 numbers for"),
+        ("loss.class_weights={gras:2}", "loss.class_weights names 'gras', which is no class"),
+    ],
+)
+def test_plan_refuses_what_training_would(deeplab: Command, setting: str, words: str) -> None:
+    refused(deeplab("plan", "+recipe=quickstart", "measure=false", setting), words)
+
+
 def test_unknown_verb(deeplab: Command) -> None:
     refused(deeplab("trian"), "no verb 'trian'", "did you mean train")
 

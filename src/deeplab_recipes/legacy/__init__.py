@@ -51,6 +51,7 @@ def translate(text: str) -> Translation:
     Raises:
         ValueError: as `translate_file`.
     """
+    text = text.replace("\N{NO-BREAK SPACE}", " ")  # pages have such, and what is copied from them
     if text.lstrip().startswith("{"):
         return _translate_json(_read_json(text))
     calls = _calls(text)

@@ -13,7 +13,7 @@ def choose(kind: str, name: str, options: Mapping[str, Option]) -> Option:
     Raises:
         ValueError: the name is not among the options; names it, the valid ones and the closest one.
     """
-    if name not in options:
+    if name not in tuple(options):  # not in options: a list, from a user's file, has no hash
         raise ValueError(f"unknown {kind} {name!r}; valid: {', '.join(options)}{did_you_mean(name, options)}")
     return options[name]
 

@@ -155,3 +155,9 @@ def _fill(backbone: Backbone, state: dict[str, Tensor], complaint: str) -> None:
     if found:
         raise ValueError(f"{complaint}: tensors {'; '.join(found)}")
     backbone.load_state_dict(state, strict=False)
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return torch.load's reason in a line, without its advice to load the file without safety."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    return text.splitlines()[0][:160]

@@ -188,12 +188,12 @@ def logits(channels: int, classes: int = 5) -> dict[str, np.ndarray]:
     return {"logits/semantic/weights": values, "logits/semantic/biases": np.arange(classes, dtype=np.float32)}
 
 
-def encoder(channels: int, rates: int) -> dict[str, np.ndarray]:
+def encoder(channels: int, rates: int, *, pooling: bool = True) -> dict[str, np.ndarray]:
     one = (1, 1, NARROW[-1], channels)
-    tensors = layer("image_pooling", one) | layer("aspp0", one)
+    tensors = layer("aspp0", one) | (layer("image_pooling", one) if pooling else {})
     for i in range(1, rates + 1):
         tensors |= separable(f"aspp{i}", NARROW[-1], channels)
-    return tensors | layer("concat_projection", (1, 1, (2 + rates) * channels, channels))
+    return tensors | layer("concat_projection", (1, 1, (pooling + 1 + rates) * channels, channels))
 
 
 def decoder(channels: int) -> dict[str, np.ndarray]:
@@ -267,6 +267,34 @@ def test_the_short_head(tmp_path):
     build(found)
 
 
+@pytest.mark.parametrize(("rates", "head"), [(0, "tensorflow_short"), (3, "tensorflow")])
+def test_heads_without_image_pooling(tmp_path, rates, head):
+    tensors = backbone() | encoder(32, rates, pooling=False) | logits(32, 2)
+    found = read(checkpoint(tmp_path, tensors), output_stride=32)
+    assert (found.model["head"], found.model["image_pooling"]) == (head, False)
+    projection = build(found).head.encoder.concat_projection.conv.weight.detach().numpy()
+    np.testing.assert_array_equal(projection, tensors["concat_projection/weights"].transpose(3, 2, 0, 1))
+
+
+def test_a_graph_without_image_pooling(real_data, tmp_path):
+    """Half of the projection's inputs, those of the branch, are taken out of the portrait graph with it."""
+
+    def unpooled(graph: GraphDef) -> None:
+        kept = [node for node in graph.node if not node.name.startswith(("image_pooling/", "AvgPool"))]
+        value = next(node for node in kept if node.name == "concat_projection/weights").attr["value"].tensor
+        value.tensor_content = value.tensor_content[len(value.tensor_content) // 2 :]
+        value.tensor_shape.dim[2].size //= 2
+        del graph.node[:]
+        graph.node.extend(kept)
+
+    found, whole = read(changed(real_data, tmp_path, unpooled)), read(real_data(PORTRAIT))
+    assert found.model == whole.model | {"image_pooling": False}
+    model, features = build(found).eval().head.encoder, torch.rand(2, 160, 5, 7)
+    expected = build(whole).eval().head.encoder
+    expected.concat_projection.conv.weight.data[:, :256] = 0
+    torch.testing.assert_close(model(features), expected(features))
+
+
 @pytest.mark.parametrize("name", ["xception41", "xception65", "xception71"])
 def test_every_tensor_of_an_xception_has_its_place(name):
     """The keys of the whole network follow from the scopes, and the scopes from the keys."""
@@ -311,6 +339,15 @@ def test_a_cell_is_read_from_the_graph(cell):
     ]
 
 
+def test_a_cell_as_a_hint_is_compared(cell):
+    scopes = [f"meta_architecture/branch{i}" for i in range(4)]
+    described = tensorflow._described_cell(cell, cell.names(), scopes, stride=8)
+    model = {"dense_prediction_cell": described, "aspp_channels": 8, "output_stride": 8}
+    tensorflow._require_agreement(cell, model, {"dense_prediction_cell": {"encoder_middle_conf": described}})
+    with pytest.raises(ValueError, match=r"dense_prediction_cell=published, but .*cell.pb has dense_prediction_cell="):
+        tensorflow._require_agreement(cell, model, {"dense_prediction_cell": "published"})
+
+
 def test_a_cell_needs_a_hint_where_there_is_no_graph(tmp_path):
     branches = separable("meta_architecture/branch0", NARROW[-1], 8) | separable("meta_architecture/branch1", 8, 8)
     head = branches | layer("meta_architecture/concat_projection", (1, 1, 16, 8))
@@ -329,7 +366,6 @@ def test_a_cell_needs_a_hint_where_there_is_no_graph(tmp_path):
         (lambda t: {k: v for k, v in t.items() if not k.startswith("MobilenetV2/")}, "has no MobilenetV2 or xception"),
         (lambda t: {k: v for k, v in t.items() if not k.startswith("logits/")}, "it is a classifier's backbone"),
         (lambda t: {k: v for k, v in t.items() if "expanded_conv_9/" not in k}, "expanded_conv_9/project/weights is"),
-        (lambda t: {k: v for k, v in t.items() if not k.startswith("image_p")}, "has no image_pooling"),
         (lambda t: {k: v for k, v in t.items() if not k.startswith("aspp0")}, "has no aspp0 with concat_projection"),
         (lambda t: t | layer("aspp9_squeeze", (1, 1, 2, 2)), "aspp9_squeeze/.* has no place in the models that"),
         (lambda t: t | {"logits/parts/weights": np.zeros((1, 1, 16, 2), np.float32)}, "has 2 last layers"),
@@ -358,6 +394,8 @@ def test_hints_that_are_missing_or_wrong(tensors, tmp_path, hints, message):
 def test_a_hint_that_the_graph_contradicts(real_data):
     with pytest.raises(ValueError, match=r"output_stride=16, but .* has output_stride=8; leave it out"):
         read(real_data(PORTRAIT), output_stride=16)
+    with pytest.raises(ValueError, match=r"dense_prediction_cell=published, but .*.pb has none; leave it out"):
+        read(real_data(PORTRAIT), dense_prediction_cell="published")
     read(real_data(PORTRAIT), output_stride=8, width_multiplier=0.5, head="tensorflow_short")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.models._utils import _make_divisible
 
-from deeplab_recipes.model.dense_prediction_cell import CellSpec, parse_cell
+from deeplab_recipes.model.dense_prediction_cell import Cell, CellSpec, parse_cell
 from deeplab_recipes.model.heads import DILATIONS
 from deeplab_recipes.model.importers.base import Imported
 from deeplab_recipes.model.importers.graph_def import VARIABLES, FrozenGraph
@@ -102,7 +102,7 @@ def read(
         output_stride: of a checkpoint: 8, 16 or 32; its atrous rates are those usual at that. A graph says it.
         width_multiplier: of MobileNetV2's channels, only to be compared: the shapes say it.
         head: only to be compared: the names say it.
-        dense_prediction_cell: of a checkpoint that has one. A graph says it.
+        dense_prediction_cell: of a checkpoint that has one; of a graph only to be compared.
 
     Returns:
         The model. Its input is prepared as the exported graph does: images are padded to its crop size.
@@ -118,6 +118,7 @@ def read(
     if source.graph:
         _require_known_operations(source, scope)
     hints = {"output_stride": output_stride, "width_multiplier": width_multiplier, "head": head}
+    hints["dense_prediction_cell"] = dense_prediction_cell
     model, branches = _model(source, names, scope, dense_prediction_cell, output_stride)
     _require_agreement(source, model, hints)
     keys = {**_backbone_keys(scope, names), **_head_keys(names, branches)}
@@ -253,14 +254,14 @@ def _head(
         return _cell_head(source, names, stride, cell, decoder=decoder)
     if "concat_projection/weights" not in names or "aspp0/weights" not in names:
         raise ValueError(f"{source.file} has no aspp0 with concat_projection; heads without them are not imported")
-    if "image_pooling/weights" not in names:
-        raise ValueError(f"{source.file} has no image_pooling (add_image_level_feature=false), which is not imported")
-    if source.graph:
+    pooled = "image_pooling/weights" in names  # add_image_level_feature
+    if pooled and source.graph:
         _require_whole_pooling(source, stride)
     scopes = ["aspp0"] + [f"aspp{i}" for i in range(1, 9) if f"aspp{i}_depthwise/depthwise_weights" in names]
-    channels = {"aspp_channels": source.shape("concat_projection/weights")[3]}
+    common = {"aspp_channels": source.shape("concat_projection/weights")[3]}
+    common |= {} if pooled else {"image_pooling": False}
     if scopes == ["aspp0"] and not decoder:
-        return {"head": "tensorflow_short", **channels}, scopes
+        return {"head": "tensorflow_short", **common}, scopes
     dilations = [1] + [_rate(source, f"{name}_depthwise") for name in scopes[1:]] if source.graph else None
     if scopes == ["aspp0"]:
         dilations = [1]
@@ -271,7 +272,7 @@ def _head(
         "head": "tensorflow",
         "aspp_dilations": None if usual else dilations,
         "decoder": decoder,
-        **channels,
+        **common,
     }, scopes
 
 
@@ -371,8 +372,18 @@ def _crop_size(source: Source) -> tuple[int, int]:
 
 def _require_agreement(source: Source, model: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
     for key, value in hints.items():
-        if value is not None and value != model.get(key):
-            raise ValueError(f"{key}={value}, but {source.file} has {key}={model.get(key)}; leave it out")
+        found = model.get(key)
+        if value is None or value == found:
+            continue
+        if found is None:
+            raise ValueError(f"{key}={value}, but {source.file} has none; leave it out")
+        if key != "dense_prediction_cell" or _filled(value, model) != _filled(found, model):
+            raise ValueError(f"{key}={value}, but {source.file} has {key}={found}; leave it out")
+
+
+def _filled(cell: CellSpec, model: Mapping[str, Any]) -> Cell:
+    """Return a cell, which can be written in several ways, as the model has it."""
+    return parse_cell(cell).filled(model["aspp_channels"], model["output_stride"])
 
 
 def _require_known_operations(source: Source, scope: str) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-EXCERPT = 160  # characters of torch's own message that are shown
+from deeplab_recipes.model.weights import why_unreadable
+
 PLAIN_DICTS = ("collections.defaultdict",)
 
 
@@ -51,8 +52,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # foreign bytes fail in many ways
         if objects or "GLOBAL" in str(error):  # torch's word for a function or class that it will not call
             raise ValueError(_refusal(path)) from error
-        reason = (str(error) or type(error).__name__).splitlines()[0][:EXCERPT]
-        raise ValueError(f"{path} is no PyTorch checkpoint, or is damaged ({reason})") from error
+        raise ValueError(f"{path} is no PyTorch checkpoint, or is damaged ({why_unreadable(error)})") from error
     if not isinstance(content, Mapping):
         raise ValueError(_refusal(path))
     return content

@@ -323,8 +323,8 @@ def test_the_command_line_gives_one_message(words, said, monkeypatch):
 
 
 def test_a_row_that_is_missing_is_named():
-    with pytest.raises(ValueError, match="no row for finetune"):
-        reproduce.row_of(TABLE.read_text(), "finetune")
+    with pytest.raises(ValueError, match="no row for ade20k_hot"):
+        reproduce.row_of(TABLE.read_text(), "ade20k_hot")
 
 
 # Which seeds are run.

@@ -15,6 +15,7 @@ from deeplab_recipes import config
 from deeplab_recipes.cli import main
 from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.data.shards.convert import convert
+from deeplab_recipes.data.shards.source import Shards
 from deeplab_recipes.data.sources import Folder
 from deeplab_recipes.training import train
 
@@ -96,7 +97,7 @@ def test_a_plan_counts_classes_and_images_on_disk(roots: dict[str, Path], compos
         config.assemble_plan(compose_settings(*words, "data.root=nowhere", verb="plan"), {})
 
 
-def test_a_plan_counts_shards_and_a_check_refuses_them(
+def test_a_plan_counts_shards_and_a_check_opens_them(
     roots: dict[str, Path], compose_settings: Compose, tmp_path: Path
 ) -> None:
     convert(Folder, roots["folder"], tmp_path / "shards", workers=0, progress=False)
@@ -105,8 +106,7 @@ def test_a_plan_counts_shards_and_a_check_refuses_them(
     images = round(0.8 * sum(COUNTS.values()))
     assert f"training images {images}" in " ".join(config.assemble_plan(settings, {}).split())
     settings = compose_settings(*words, verb="check")
-    with pytest.raises(ValueError, match=r"shards holds shards, .*; check the data set that they were made from"):
-        config.assemble_source(settings, settings)
+    assert isinstance(config.assemble_source(settings, settings), Shards)
 
 
 def spoil_palette(root: Path) -> str:

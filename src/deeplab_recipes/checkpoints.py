@@ -39,14 +39,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: if it cannot be written; the message names the cause and what is still there.
         """
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            write_whole(checkpoint, target)
         except (OSError, RuntimeError) as error:
             kept = f"the earlier {target} is unharmed" if target.exists() else "there was none before"
             raise OSError(
@@ -54,9 +48,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "Free space or choose another run_dir, "
                 f"then go on with resume=auto run_dir={target.parent.parent}"
             ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+
+
+def write_whole(checkpoint: Mapping[str, Any], target: Path) -> None:
+    """Write beside `target`, then rename: it is there whole, or as it was.
+
+    Raises:
+        OSError, RuntimeError: as torch has them, if it cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _reason(error: BaseException) -> str:

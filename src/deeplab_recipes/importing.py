@@ -1,18 +1,13 @@
 """Weights of another program become a checkpoint of this one, with a report of what was found."""
 
-import hashlib
 import inspect
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from deeplab_recipes.checkpoints import FORMAT_VERSION
+from deeplab_recipes.checkpoints import FORMAT_VERSION, write_whole
 from deeplab_recipes.data.sources import ade20k, camvid, cityscapes, voc
 from deeplab_recipes.data.sources.base import spread_colours
 from deeplab_recipes.data.sources.class_file import read_class_file
@@ -20,6 +15,7 @@ from deeplab_recipes.model import importers
 from deeplab_recipes.model.choices import choose
 from deeplab_recipes.model.dense_prediction_cell import CellSpec
 from deeplab_recipes.model.importers.base import Colour, Imported, build
+from deeplab_recipes.record import sha256
 
 SETS = {"voc": voc.PascalVOC, "cityscapes": cityscapes.Cityscapes, "ade20k": ade20k.ADE20k, "camvid": camvid.CamVid}
 BACKGROUND = "background"
@@ -175,6 +171,7 @@ def _card(
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what a checkpoint carries besides weights; see `training.Run.card`."""
+    hashed = sha256(file) if file.is_file() else None  # TensorFlow names a checkpoint by a prefix, which is no file
     return {
         "format_version": FORMAT_VERSION,
         "recipe": f"imported from {source}",
@@ -186,31 +183,15 @@ def _card(
         "std": list(imported.std),
         "on_corrupt": "raise",
         "training": {},
-        "imported": {"source": source, "file": file.name, "sha256": _sha256(file), "unused": dict(imported.unused)},
+        "imported": {"source": source, "file": file.name, "sha256": hashed, "unused": dict(imported.unused)},
     }
 
 
-def _sha256(file: Path) -> str | None:
-    """Return a file's hash; TensorFlow names a checkpoint by a prefix, which is no file."""
-    if not file.is_file():
-        return None
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _write(checkpoint: Mapping[str, Any], output: Path) -> None:
-    """Write a checkpoint whole or not at all."""
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-        part.replace(output)
+        write_whole(checkpoint, output)
     except (OSError, RuntimeError) as error:
         raise OSError(f"cannot write {output}: {error}; make room, or choose another: output=FILE") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _numbers(values: Sequence[float]) -> str:

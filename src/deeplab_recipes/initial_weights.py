@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deeplab_recipes.checkpoints import load_checkpoint, model_differences
 from deeplab_recipes.model import DeepLab
+from deeplab_recipes.model.fitting import misfit
 from deeplab_recipes.record import sha256
 
 Init = Literal["transfer_learning", "continue_training"]
@@ -115,7 +116,9 @@ def load_initial_weights(
     state = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
     left_out, fresh = _left_out(state, network, init), _fresh(state, network, init, path)
     wanted = {name: value for name, value in state.items() if name not in left_out}
-    _require_shapes(path, wanted, network.state_dict(), fresh)
+    problem = misfit(network.state_dict(), wanted, optional=fresh)
+    if problem:
+        raise ValueError(f"{path} does not fit the model: tensors {problem}")
     network.load_state_dict(wanted, strict=False)
     return InitialWeights(path, init, len(wanted), left_out, fresh, _remarks(path, theirs, card or {}))
 
@@ -172,23 +175,6 @@ def _fresh(state: Mapping[str, Tensor], network: DeepLab, init: Init, path: Path
         elif LAST_LAYER in words and new:
             reasons[name] = "the last layer, which transfer_learning learns anew"
     return reasons
-
-
-def _require_shapes(
-    path: Path, wanted: Mapping[str, Tensor], ours: Mapping[str, Tensor], fresh: Mapping[str, str]
-) -> None:
-    problems = {
-        "missing": [name for name in ours if name not in wanted and name not in fresh],
-        "unexpected": [name for name in wanted if name not in ours],
-        "of another shape": [
-            f"{name} {tuple(value.shape)} for {tuple(ours[name].shape)}"
-            for name, value in wanted.items()
-            if name in ours and value.shape != ours[name].shape
-        ],
-    }
-    found = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems.items() if names]
-    if found:
-        raise ValueError(f"{path} does not fit the model: tensors {'; '.join(found)}")
 
 
 def _remarks(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, ...]:

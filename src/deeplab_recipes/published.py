@@ -1,6 +1,5 @@
 """Published models: fetched once, unpacked safely, imported and kept."""
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from deeplab_recipes.fetching.transfer import fetch, note_of
 from deeplab_recipes.fetching.unpack import unpack
 from deeplab_recipes.importing import Report, import_model
 from deeplab_recipes.model.zoo import Published
+from deeplab_recipes.record import sha256
 
 GRAPH = "frozen_inference_graph.pb"  # what a TensorFlow model's archive holds beside its checkpoint
 
@@ -77,8 +77,7 @@ def _fetched(model: Published, path: Path) -> Path:
 
 
 def _verify(path: Path, model: Published) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if not found.startswith(model.sha256):
         raise ValueError(
             f"{path}: its sha256 is {found}, that of {model.address} begins with {model.sha256}; remove it and fetch "

@@ -14,6 +14,7 @@ from torchvision.models import get_model_weights, list_models
 
 from deeplab_recipes.model.backbones import Backbone
 from deeplab_recipes.model.choices import did_you_mean
+from deeplab_recipes.model.fitting import misfit
 
 ADDRESS_FORM = "ADDRESS#sha256=HEX"
 # torchvision has none with the deep stem; these are the ones that mmsegmentation's models start from.
@@ -140,20 +141,10 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
 def _fill(backbone: Backbone, state: dict[str, Tensor], complaint: str) -> None:
     state = {key: value for key, value in state.items() if not key.startswith(backbone.classifier_keys)}
     expected = backbone.state_dict()
-    common = [key for key in expected if key in state]
-    problems = {
-        # Old files have no count of batches; batch norm with a fixed momentum never reads it.
-        "missing": [key for key in expected if key not in state and not key.endswith("num_batches_tracked")],
-        "unexpected": [key for key in state if key not in expected],
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
-            for key in common
-            if state[key].shape != expected[key].shape
-        ],
-    }
-    found = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"{complaint}: tensors {'; '.join(found)}")
+    # Old files have no count of batches; batch norm with a fixed momentum never reads it.
+    problem = misfit(expected, state, optional=[key for key in expected if key.endswith("num_batches_tracked")])
+    if problem:
+        raise ValueError(f"{complaint}: tensors {problem}")
     backbone.load_state_dict(state, strict=False)
 
 

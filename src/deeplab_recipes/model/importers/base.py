@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deeplab_recipes.model.factory import DeepLab, build_deeplab
+from deeplab_recipes.model.fitting import misfit
 
 Colour = tuple[int, int, int]
 
@@ -63,19 +64,9 @@ def require_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     Raises:
         ValueError: they differ in names or shapes; names the first ones.
     """
-    shapes = {
-        f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    }
-    problems = {
-        "missing": [key for key in expected if key not in state],
-        "without a place": [key for key in state if key not in expected],
-        "of another shape": sorted(shapes),
-    }
-    found = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys]
-    if found:
+    problem = misfit(expected, state, stray="without a place")
+    if problem:
         raise ValueError(
-            f"the file does not fit the model that its tensors tell of: {'; '.join(found)}. Say what the file does not "
+            f"the file does not fit the model that its tensors tell of: {problem}. Say what the file does not "
             "(output_stride=, head=, width_multiplier=), or take the source that it is of"
         )

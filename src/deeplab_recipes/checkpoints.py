@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -76,6 +76,34 @@ def _reason(error: BaseException) -> str:
         chain.append(earlier)
     system = [e for e in chain if isinstance(e, OSError) and e.strerror]
     return system[-1].strerror if system else str(error)
+
+
+def card_of(*, name: str, seed: int, data: Any, network: Any, optimizer: Callable[..., Any]) -> dict[str, Any]:
+    """Return what a checkpoint carries besides weights: builtins.
+
+    Args:
+        name: of the recipe.
+        seed: of the run.
+        data: its data module.
+        network: the model.
+        optimizer: called with parameters.
+    """
+    defaults = optimizer(network.parameters()).defaults
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    settings = {f"optimizer.{k}": v for k, v in plain.items() if isinstance(v, int | float | list | None)}
+    return {
+        "format_version": FORMAT_VERSION,
+        "recipe": name,
+        "classes": list(data.source.classes),
+        "palette": [list(colour) for colour in data.source.palette],
+        "model": dict(network.arguments),
+        "protocol": data.protocol,
+        "evaluate_sizes": {name: list(size) for name, size in data.evaluate_sizes.items()},
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "on_corrupt": data.on_corrupt,
+        "training": {"name": name, "seed": seed, "batch_size": data.batch_size, **settings},
+    }
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -448,7 +448,9 @@ def _run_dir(values: Mapping[str, Any]) -> str:
     if values["run_dir"]:
         return str(values["run_dir"])
     if values["resume"] == "auto":
-        raise ValueError("resume=auto needs run_dir=DIR, the run to go on with")
+        from deeplab_recipes.resuming import NO_RUN_DIR
+
+        raise ValueError(NO_RUN_DIR)
     if _sweeping():
         return HydraConfig.get().runtime.output_dir
     outside = "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1

@@ -6,6 +6,7 @@ arguments. With `_partial_: true` the callable is prepared rather than called.
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MISSING = "???"  # what a mandatory setting holds until it is given
@@ -248,6 +249,8 @@ def require_known(values: Mapping[str, Any]) -> None:
     plain = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     check_types(SegmentationDataModule, {key: plain[key] for key in DATA_SETTINGS}, "settings")
     check_types(Run, {key: plain[key] for key in plain if key in fields and key not in LATER}, "settings")
+    if values["pictures"] < 0:
+        raise ValueError(f"pictures is {values['pictures']}; it takes a whole number of at least 0")
 
 
 def require_settings(function: Callable[..., Any], values: Mapping[str, Any], *, mandatory: Mapping[str, str]) -> None:
@@ -339,41 +342,108 @@ def assemble(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]
 
 
 def assemble_plan(values: Mapping[str, Any], overrides: Mapping[str, tuple[Any, Any]]) -> str:
-    """Work out the text of a plan from all settings; needs neither data nor weights.
+    """Work out the text of a plan from all settings; needs no data where their classes are known, and fetches nothing.
 
     Raises:
-        ValueError: for a setting that cannot work.
+        ValueError, OSError: for a setting that cannot work, or a file that is not there: what training refuses.
     """
-    from deeplab_recipes.initial_weights import check_choice
     from deeplab_recipes.planning import describe
 
     values = dict(values)
     measure = values.pop("measure")
     require_known(values)
-    check_choice(values["weights"], values["init"])
+    parts = build_parts({key: value for key, value in values.items() if key != "resume"})
+    classes = _classes(parts)
+    images = _training_images(parts)
+    model, notes = _planned_network(parts, values, classes, images)
     weights = values["model"].get("backbone_weights")
     if values["weights"]:
         weights = f"with all others from {values['weights']} ({values['init']})"
-    parts = build_parts({**values, "model": {**values["model"], "backbone_weights": None}})
-    classes, loss = _classes(parts), parts["loss"]
-    model = parts["model"](num_classes=len(classes))
-    loss.require_head(model.auxiliary_head)
-    if not isinstance(loss.class_weights, str):  # a formula, for which training reads all labels
-        loss.set_classes(classes, lambda: ((), ()))
     return describe(
         name=values["name"],
         model=model,
         backbone_weights=weights,
         crop=tuple(values["data"]["crop_size"]),
-        training_images=_training_images(parts),
+        training_images=images,
         batch_size=values["batch_size"],
         microbatch_size=values["microbatch_size"],
         trainer=parts["trainer"],
         published=parts["published"],
         overrides=overrides,
-        normalize=loss.normalize,
+        normalize=parts["loss"].normalize,
         measure=measure,
+        notes=notes,
     )
+
+
+def _planned_network(
+    parts: Mapping[str, Any], values: Mapping[str, Any], classes: Sequence[str], images: int
+) -> tuple[Any, list[str]]:
+    """Build the network that training would begin with, and list what training would note of it.
+
+    Weights are loaded where they are on this machine already.
+    """
+    from deeplab_recipes import agreement, initial_weights, planning
+    from deeplab_recipes.model.weights import weights_at_hand
+
+    weights, trainer, loss = values["weights"], parts["trainer"], parts["loss"]
+    initial_weights.check_choice(weights, values["init"])
+    data = _data_without_files(parts, classes)
+    split = planning.split_for(
+        data.batch_size, trainer, parts["model"].keywords, microbatch_size=values["microbatch_size"]
+    )
+    backbone = str(parts["model"].keywords.get("backbone_weights") or "none")
+    fetched = not Path(backbone).expanduser().is_file()
+    network = agreement.build_network(
+        parts["model"],
+        classes=classes,
+        split=split,
+        count=None,
+        **{key: parts[key] for key in ("loss", "optimizer", "parameters", "schedule", "schedule_ends")},
+        **({"backbone_weights": None} if weights or fetched else {}),
+    )
+    if not weights and backbone.lower() != "none":
+        weights_at_hand(backbone, network.arguments["backbone"])
+    begun = _planned_beginning(network, data, parts, values, images)
+    trained = weights is not None or backbone.lower() != "none"
+    return network, [
+        *begun,
+        *(f"not on this machine: {problem}" for problem in trainer.problems_here()),
+        *agreement.notes(network, split=split, loss=loss, trainer=trainer, trained_backbone=trained),
+    ]
+
+
+def _planned_beginning(
+    network: Any, data: Any, parts: Mapping[str, Any], values: Mapping[str, Any], images: int
+) -> list[str]:
+    """Look at the checkpoint to go on from, or the weights to begin with; return what training would note of them."""
+    from deeplab_recipes import resuming
+    from deeplab_recipes.checkpoints import card_of
+    from deeplab_recipes.initial_weights import load_initial_weights, weights_at_hand
+
+    weights = values["weights"]
+    card = card_of(name=values["name"], seed=values["seed"], data=data, network=network, optimizer=parts["optimizer"])
+    checkpoint, step = resuming.find_checkpoint(
+        values["resume"],
+        run_dir=Path(values["run_dir"]) if values["run_dir"] else None,
+        weights=weights,
+        card=card,
+        steps=parts["trainer"].steps(images // values["batch_size"]),
+        settings=values,
+    )
+    if checkpoint is not None:
+        return [f"goes on from {checkpoint}, which has done {step} steps"]
+    if weights is None or weights_at_hand(weights) is None:
+        return [] if weights is None else [f"{weights} is fetched when training begins"]
+    begun = load_initial_weights(network, weights, init=values["init"], classes=card["classes"], card=card)
+    return begun.notes()
+
+
+def _data_without_files(parts: Mapping[str, Any], classes: Sequence[str]) -> Any:
+    """Return the data module over no data: its constructor is where its settings are checked."""
+    shared = {key: parts[key] for key in (*DATA_SETTINGS, "seed")}
+    nothing = SimpleNamespace(classes=classes, palette=())
+    return parts["data"](source=lambda root: nothing, root=os.devnull, **{**shared, "cache": None})
 
 
 def _classes(parts: Mapping[str, Any]) -> Sequence[str]:

@@ -67,6 +67,8 @@ def check_choice(weights: str | None, init: str) -> None:
     """Raise ValueError for an unknown `init`, or one that says what to take of weights that are not given."""
     if init not in INITS:
         raise ValueError(f"init is {init!r}; valid are {', '.join(INITS)}")
+    if weights is not None and not weights.strip():
+        raise ValueError("weights is empty; it takes FILE, zoo:NAME or null")
     if weights is None and init != INITS[0]:
         raise ValueError(
             f"init={init} says what to take of weights, and there are none: weights=FILE or weights=zoo:NAME"
@@ -87,6 +89,21 @@ def locate_weights(weights: str) -> Path:
     except ModuleNotFoundError:
         raise ValueError(f"weights={weights}: this version has no zoo of published weights; give a file") from None
     return fetch(weights.removeprefix(ZOO))
+
+
+def weights_at_hand(weights: str) -> Path | None:
+    """Return the checkpoint that `weights` names without fetching it; None where it is still to be fetched.
+
+    Raises:
+        ValueError: where the zoo has no such weights.
+    """
+    if not weights.startswith(ZOO):
+        return Path(weights).expanduser()
+    from deeplab_recipes.model.zoo import find
+    from deeplab_recipes.published import checkpoint_of
+
+    path = checkpoint_of(find(weights))
+    return path if path.exists() else None
 
 
 def load_initial_weights(

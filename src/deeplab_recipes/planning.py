@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,26 @@ def split_batch(
             "Use a batch of at least 2 images per device, or trainer.sync_batchnorm=true on several GPUs"
         )
     return BatchSplit(batch_size, world_size, per_device, microbatch, per_device // microbatch, bn_batch)
+
+
+def split_for(
+    batch_size: int, trainer: TrainerSettings, model: Mapping[str, Any], *, microbatch_size: int | None = None
+) -> BatchSplit:
+    """Divide a run's batch; errors as `split_batch`.
+
+    Args:
+        batch_size: global batch.
+        trainer: says how many devices there are, and what batch norm sees.
+        model: the arguments of the model.
+        microbatch_size: images per pass, or None.
+    """
+    return split_batch(
+        batch_size,
+        trainer.world_size(),
+        microbatch_size=microbatch_size,
+        sync_batchnorm=trainer.sync_batchnorm and trainer.on_gpu(),
+        frozen_batchnorm=keeps_statistics(model.get("freeze_batchnorm", "none")),
+    )
 
 
 def forward_flops(model: nn.Module, height: int, width: int) -> int:
@@ -242,26 +262,21 @@ def describe(
     overrides: Mapping[str, tuple[Any, Any]],
     normalize: str,
     measure: bool,
+    notes: Sequence[str] = (),
 ) -> str:
     """Return the plan of a training as text; arguments as in `training.Run`.
 
-    With `measure` a step is timed on this machine for the estimate of hours.
+    With `measure` a step is timed on this machine for the estimate of hours. `notes` are what training would say of
+    itself before it starts.
 
     Raises:
         ValueError: for batches that do not divide.
     """
     precision = trainer.resolved_precision()
-    sync = trainer.sync_batchnorm and trainer.on_gpu()
-    split = split_batch(
-        batch_size,
-        trainer.world_size(),
-        microbatch_size=microbatch_size,
-        sync_batchnorm=sync,
-        frozen_batchnorm=keeps_statistics(model.freeze_batchnorm),
-    )
+    split = split_for(batch_size, trainer, model.arguments, microbatch_size=microbatch_size)
     per_epoch = training_images // batch_size
     if per_epoch == 0:
-        raise ValueError(f"batch_size={batch_size} is larger than the training part ({training_images} images)")
+        raise ValueError(f"batch_size={batch_size} is larger than the training part ({training_images} samples)")
     steps = trainer.steps(per_epoch)
     rows = [
         ("training images", f"{training_images:,}"),
@@ -279,7 +294,7 @@ def describe(
     changes = deviations(overrides, published, split, precision, normalize)
     reference = "the published setting" if published else "the recipe"
     lines.append(f"  differs from {reference} in" if changes else f"  nothing differs from {reference}")
-    return "\n".join([*lines, *(f"    - {change}" for change in changes)])
+    return "\n".join([*lines, *(f"    - {change}" for change in changes), *(f"  note: {note}" for note in notes)])
 
 
 def _cost_rows(model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str) -> list[tuple[str, str]]:

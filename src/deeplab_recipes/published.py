@@ -26,11 +26,16 @@ def fetch_checkpoint(model: Published) -> Path:
         ValueError: the file is not what was published, or does not unpack.
         OSError: it cannot be written.
     """
-    # Another version of this package may import better.
-    checkpoint = _cache() / f"zoo-{model.name}-{__version__}.ckpt"
+    checkpoint = checkpoint_of(model)
     if not checkpoint.exists():
         import_published(model, checkpoint, overwrite=True)
     return checkpoint
+
+
+def checkpoint_of(model: Published) -> Path:
+    """Return where a published model is kept as a checkpoint, once it was fetched."""
+    # Another version of this package may import better.
+    return _cache() / f"zoo-{model.name}-{__version__}.ckpt"
 
 
 def import_published(model: Published, output: str | Path, *, overwrite: bool = False) -> Report:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from deeplab_recipes import config
-from deeplab_recipes.checkpoints import SPELLED
+from deeplab_recipes.checkpoints import SPELLED, load_checkpoint, require_same_task, require_same_training
 
 # Settings that a run may go on with beside neutral ones: it is made longer, or has to fit another machine.
 MAY_CHANGE = ("trainer.max_epochs", "trainer.max_steps", "microbatch_size")
@@ -23,8 +23,75 @@ ADDED = {
     "parameters.bias_lr": 1.0,
     "parameters.no_weight_decay": [],
 }
+NO_RUN_DIR = "resume=auto needs run_dir=DIR, the run to go on with"
 OF_THE_COMMAND = ("run_dir", "resume", "trial")
 MACHINE = ("commit", "dirty", "world_size", "microbatch_size", "bn_batch", "precision", "hardware", "versions")
+
+
+def find_checkpoint(
+    resume: str | Path | None,
+    *,
+    run_dir: Path | None,
+    weights: str | None,
+    card: Mapping[str, Any],
+    steps: int,
+    settings: Mapping[str, Any] | None,
+    first: bool = True,
+) -> tuple[Path | None, int]:
+    """Return the checkpoint to go on from, and its step, after a look inside; None and 0 where a run begins.
+
+    Args:
+        resume: a checkpoint, "auto" for the newest of `run_dir`, or None.
+        run_dir: where the run goes; None where that is not known yet.
+        weights: what the run is to begin with.
+        card: its own, see `checkpoints.card_of`.
+        steps: that it is to have.
+        settings: resolved ones, or None.
+        first: whether this is the first process: the others start when it has written its record already.
+
+    Raises:
+        FileExistsError: if `run_dir` holds another run.
+        FileNotFoundError, ValueError: if there is no such checkpoint, it does not fit, or has nothing left to do.
+    """
+    if resume == "auto" and run_dir is None:
+        raise ValueError(NO_RUN_DIR)
+    newest = None if run_dir is None else run_dir / "checkpoints" / "last.ckpt"
+    given = newest if resume == "auto" and newest.exists() else resume
+    path = Path(given) if given not in (None, "auto") else None
+    if first and run_dir is not None:
+        _require_own(run_dir, path, resume)
+    if path is None:
+        return None, 0
+    content = load_checkpoint(path)
+    if first:
+        require_one_beginning(path, weights)
+    require_same_task(path, content["deeplab"], card)
+    require_same_training(path, content["deeplab"], card)
+    if settings is not None and first:
+        require_same_settings(path, settings)
+    # A run that was killed between its last step and its record still has that to do.
+    elsewhere = newest is None or path.resolve() != newest.resolve()
+    if content["global_step"] >= steps and (elsewhere or _is_finished(run_dir)):
+        raise ValueError(
+            f"{path} has done {content['global_step']} steps and this run is to have {steps}: nothing is left "
+            "to do; raise trainer.max_epochs or trainer.max_steps"
+        )
+    return path, content["global_step"]
+
+
+def _require_own(run_dir: Path, checkpoint: Path | None, resume: str | Path | None) -> None:
+    """Refuse to write over another run."""
+    own = checkpoint is not None and run_of(checkpoint) == run_dir.resolve()
+    if (run_dir / "result.json").exists() and resume != "auto" and not own:
+        of_another = "" if checkpoint is None else f", and {checkpoint} is not of it"
+        raise FileExistsError(
+            f"run_dir={run_dir} holds a run already{of_another}; choose another run_dir, or go on with it: resume=auto"
+        )
+
+
+def _is_finished(run_dir: Path) -> bool:
+    path = run_dir / "result.json"
+    return path.exists() and json.loads(path.read_text())["status"] == "finished"
 
 
 def run_of(checkpoint: Path) -> Path:

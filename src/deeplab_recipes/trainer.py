@@ -99,6 +99,14 @@ class TrainerSettings:
             limits.append(self.max_epochs * steps_per_epoch)
         return min(limits)
 
+    def problems_here(self) -> list[str]:
+        """Return why this machine cannot run this, if so."""
+        if isinstance(self.devices, list) and not self.on_gpu():
+            return [
+                f"trainer.devices={self.devices} names GPUs, this run is on the CPU: trainer.devices=auto or a number"
+            ]
+        return []
+
     def build(
         self, *, callbacks: list[pl.Callback], loggers: list[Logger], steps_per_epoch: int, run_dir: Path
     ) -> pl.Trainer:
@@ -107,10 +115,8 @@ class TrainerSettings:
         Raises:
             ValueError: if it would not join the processes that torchrun or SLURM started, or GPUs are named on a CPU.
         """
-        if isinstance(self.devices, list) and not self.on_gpu():
-            raise ValueError(
-                f"trainer.devices={self.devices} names GPUs, this run is on the CPU: trainer.devices=auto or a number"
-            )
+        for problem in self.problems_here():
+            raise ValueError(problem)
         if _slurm_tasks() not in (None, 1) and "SLURM_NTASKS_PER_NODE" not in os.environ:
             raise ValueError(
                 f"SLURM started {_slurm_tasks()} tasks without saying how many on each node: start them by "

@@ -1,6 +1,5 @@
 """A run from settings to result.json: build the parts, fit, evaluate, write the record."""
 
-import json
 import logging
 import sys
 import warnings
@@ -16,15 +15,8 @@ import yaml
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from deeplab_recipes import locking, planning, record, resuming
-from deeplab_recipes.checkpoints import (
-    FORMAT_VERSION,
-    Checkpoints,
-    NonFiniteError,
-    load_checkpoint,
-    require_same_task,
-    require_same_training,
-)
+from deeplab_recipes import agreement, locking, planning, record, resuming
+from deeplab_recipes.checkpoints import Checkpoints, NonFiniteError, card_of
 from deeplab_recipes.data import SegmentationDataModule
 from deeplab_recipes.data.files import Piece
 from deeplab_recipes.data.packed import spread
@@ -34,11 +26,10 @@ from deeplab_recipes.inference import load_predictor
 from deeplab_recipes.initial_weights import Init, InitialWeights, check_choice, load_initial_weights
 from deeplab_recipes.losses import SegmentationLoss
 from deeplab_recipes.model import DeepLab
-from deeplab_recipes.model.freezing import keeps_statistics
 from deeplab_recipes.module import ScheduleEnds, SegmentationModule
 from deeplab_recipes.notices import REQUEUE, Stopped, ending_on_notice
 from deeplab_recipes.optimization import ParameterRules
-from deeplab_recipes.optimization.schedules import Schedule, by_step
+from deeplab_recipes.optimization.schedules import Schedule
 from deeplab_recipes.reporting import Reporter, class_table, clock
 from deeplab_recipes.signals import StopOnSignal, end_launched_processes
 from deeplab_recipes.sweeping.pruning import PruneTrial
@@ -106,12 +97,11 @@ class Run:
         self.begun: InitialWeights | None = None
         self.run_dir = Path(self.run_dir)
         pl.seed_everything(self.seed, verbose=False)
-        self.split = planning.split_batch(
+        self.split = planning.split_for(
             self.data.batch_size,
-            self.trainer.world_size(),
+            self.trainer,
+            getattr(self.model, "keywords", {}),
             microbatch_size=self.microbatch_size,
-            sync_batchnorm=self.trainer.sync_batchnorm and self.trainer.on_gpu(),
-            frozen_batchnorm=keeps_statistics(getattr(self.model, "keywords", {}).get("freeze_batchnorm", "none")),
         )
         self.data.check()
         self.sampler = self.data.sampler()
@@ -144,19 +134,18 @@ class Run:
             )
 
     def _build_network(self) -> DeepLab:
-        """Build it, and refuse now, not when training starts, what does not go with the other parts."""
-        self.loss.require_exact(self.split.accumulation, self.split.world_size)
-        self.loss.set_classes(self.data.source.classes, self.data.count_classes)
-        replaced = {"backbone_weights": None} if self.weights else {}
-        network = self.model(num_classes=self.data.num_classes, **replaced)
-        self.loss.require_head(network.auxiliary_head)
-        ends = {"at_last_step": self.schedule_ends == "at_last_step"}
-        by_step(self.schedule, total=1, steps_per_epoch=1, **ends)
-        try:
-            self.parameters.build(self.optimizer, network)
-        except ValueError as error:
-            raise ValueError(f"optimizer: {error}") from None
-        return network
+        return agreement.build_network(
+            self.model,
+            classes=self.data.source.classes,
+            split=self.split,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            parameters=self.parameters,
+            schedule=self.schedule,
+            schedule_ends=self.schedule_ends,
+            count=self.data.count_classes,
+            **({"backbone_weights": None} if self.weights else {}),
+        )
 
     @property
     def steps(self) -> int:
@@ -170,23 +159,18 @@ class Run:
         )
 
     def notes(self) -> list[str]:
-        """List what a user may not expect: settings without effect here, and batch norm's share of the batch."""
-        notes = [] if self.begun is None else self.begun.notes()
-        if self.trainer.sync_batchnorm and not (self.trainer.on_gpu() and self.split.world_size > 1):
-            where = "without a GPU" if self.split.world_size > 1 else "on one device"
-            notes.append(f"trainer.sync_batchnorm=true has no effect {where}")
-        if 0 < self.split.bn_batch < self.split.batch_size:
-            notes.append(
-                f"batch norm sees {self.split.bn_batch} images at a time, the batch has {self.split.batch_size}"
-            )
+        """List what was taken of `weights`, and what a user may not expect; see `agreement.notes`."""
         given = getattr(self.model, "keywords", {}).get("backbone_weights") or "none"
-        if self.network.freeze_backbone and self.weights is None and str(given).lower() == "none":
-            notes.append("model.freeze_backbone keeps random weights: give weights=FILE or model.backbone_weights")
-        if self.loss.hard_pixels is not None and self.split.microbatch < self.split.batch_size:
-            notes.append(f"hard pixels are chosen among {self.split.microbatch} images at a time")
-        if self.trainer.precision not in ("auto", self.trainer.resolved_precision()):
-            notes.append(f"{self.trainer.precision} needs a GPU; computing in {self.trainer.resolved_precision()}")
-        return notes
+        return [
+            *([] if self.begun is None else self.begun.notes()),
+            *agreement.notes(
+                self.network,
+                split=self.split,
+                loss=self.loss,
+                trainer=self.trainer,
+                trained_backbone=self.weights is not None or str(given).lower() != "none",
+            ),
+        ]
 
     def load_initial_weights(self) -> None:
         """Load the weights that this run begins with, where some are named; errors as `load_initial_weights`."""
@@ -196,26 +180,8 @@ class Run:
 
     def card(self) -> dict[str, Any]:
         """Return what a checkpoint carries besides weights."""
-        source = self.data.source
-        return {
-            "format_version": FORMAT_VERSION,
-            "recipe": self.name,
-            "classes": list(source.classes),
-            "palette": [list(colour) for colour in source.palette],
-            "model": dict(self.network.arguments),
-            "protocol": self.data.protocol,
-            "evaluate_sizes": {name: list(size) for name, size in self.data.evaluate_sizes.items()},
-            "mean": list(self.data.mean),
-            "std": list(self.data.std),
-            "on_corrupt": self.data.on_corrupt,
-            "training": {"name": self.name, "seed": self.seed, "batch_size": self.data.batch_size, **self._optimizer()},
-        }
-
-    def _optimizer(self) -> dict[str, Any]:
-        """Return the optimizer's settings, as far as they are plain values."""
-        defaults = self.optimizer(self.network.parameters()).defaults
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
-        return {f"optimizer.{k}": v for k, v in plain.items() if isinstance(v, int | float | list | None)}
+        parts = {"data": self.data, "network": self.network, "optimizer": self.optimizer}
+        return card_of(name=self.name, seed=self.seed, **parts)
 
     def module(self) -> SegmentationModule:
         """Return the LightningModule."""
@@ -319,41 +285,15 @@ def _fit(run: Run, module: SegmentationModule, checkpoint: Path | None) -> None:
 
 
 def _resume_from(run: Run, resume: str | Path | None, settings: Mapping[str, Any] | None) -> tuple[Path | None, int]:
-    """Return the checkpoint to go on from, and its step, after a look inside; refuse to write over another run."""
-    newest = run.checkpoints.last
-    given = newest if resume == "auto" and newest.exists() else resume
-    path = Path(given) if given not in (None, "auto") else None
-    # Only the first process looks: the others start when it has written its record already.
-    taken = run.lightning.is_global_zero and (run.run_dir / "result.json").exists()
-    own = path is not None and resuming.run_of(path) == run.run_dir.resolve()
-    if taken and resume != "auto" and not own:
-        of_another = "" if path is None else f", and {path} is not of it"
-        raise FileExistsError(
-            f"run_dir={run.run_dir} holds a run already{of_another}; choose another run_dir, or go on with it: "
-            "resume=auto"
-        )
-    if path is None:
-        return None, 0
-    content = load_checkpoint(path)
-    if run.lightning.is_global_zero:
-        resuming.require_one_beginning(path, run.weights)
-    require_same_task(path, content["deeplab"], run.card())
-    require_same_training(path, content["deeplab"], run.card())
-    if settings is not None and run.lightning.is_global_zero:
-        resuming.require_same_settings(path, settings)
-    # A run that was killed between its last step and its record still has that to do.
-    elsewhere = path.resolve() != newest.resolve()
-    if content["global_step"] >= run.steps and (elsewhere or _is_finished(run.run_dir)):
-        raise ValueError(
-            f"{path} has done {content['global_step']} steps and this run is to have {run.steps}: nothing is left "
-            "to do; raise trainer.max_epochs or trainer.max_steps"
-        )
-    return path, content["global_step"]
-
-
-def _is_finished(run_dir: Path) -> bool:
-    path = run_dir / "result.json"
-    return path.exists() and json.loads(path.read_text())["status"] == "finished"
+    return resuming.find_checkpoint(
+        resume,
+        run_dir=run.run_dir,
+        weights=run.weights,
+        card=run.card(),
+        steps=run.steps,
+        settings=settings,
+        first=run.lightning.is_global_zero,
+    )
 
 
 def _explain(run: Run, error: NonFiniteError) -> str:

@@ -175,9 +175,17 @@ def test_weights_that_cannot_be_loaded_leave_no_run(deeplab: Command, words: lis
         assert not (tmp_path / "run").exists()
 
 
-def test_plan_names_them(deeplab: Command, words: list[str]) -> None:
-    answer = deeplab("plan", *words, "weights=a.ckpt", "measure=false")
-    assert "with all others from a.ckpt (transfer_learning)" in answer.out
+def test_plan_names_them(deeplab: Command, words: list[str], trained: Trained, tmp_path: Path) -> None:
+    trained()
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    elsewhere = ("measure=false", f"run_dir={tmp_path / 'b'}")
+    answer = deeplab("plan", *words, *elsewhere, f"weights={file}")
+    assert f"with all others from {file} (transfer_learning)" in answer.out
+    assert "note: weights: left out head.conv_seg.weight, head.conv_seg.bias: the last layer" in answer.out
+    answer = deeplab("plan", *words, *elsewhere, "weights=zoo:voc_xception65")
+    assert "note: zoo:voc_xception65 is fetched when training begins" in answer.out
+    answer = deeplab("plan", *words, "measure=false", "resume=auto", "trainer.max_steps=2")
+    assert f"note: goes on from {file}, which has done 1 steps" in answer.out
 
 
 def rates(run: Path) -> list[float]:

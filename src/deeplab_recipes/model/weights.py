@@ -16,6 +16,7 @@ from deeplab_recipes.model.backbones import Backbone
 from deeplab_recipes.model.choices import did_you_mean
 from deeplab_recipes.model.fitting import misfit
 
+ADDRESS = re.compile(r"(https?|file):")
 ADDRESS_FORM = "ADDRESS#sha256=HEX"
 # torchvision has none with the deep stem; these are the ones that mmsegmentation's models start from.
 OPENMMLAB = "https://mmassets.onedl.ai/pretrain/third_party/"
@@ -50,13 +51,28 @@ def load_backbone_weights(backbone: Backbone, spec: str | None, *, architecture:
 
 
 def _locate(spec: str, architecture: str) -> Path:
-    if re.match(r"(https?|file):", spec):
+    path = weights_at_hand(spec, architecture)
+    if path is not None:
+        return path
+    if ADDRESS.match(spec):
         return _fetch(*_split_address(spec))
+    url = _published(architecture)[spec.lower()]
+    filename = Path(url).name  # resnet101-cd907fc2.pth: the digits are the start of its sha256
+    return _fetch(url, filename, Path(filename).stem.rpartition("-")[2])
+
+
+def weights_at_hand(spec: str, architecture: str) -> Path | None:
+    """Return the file that ``spec`` names, or None for what is to be fetched; see `load_backbone_weights`.
+
+    Raises:
+        ValueError: it is neither a file, nor a name that the architecture has, nor an address with its hash.
+    """
+    if ADDRESS.match(spec):
+        _split_address(spec)
+        return None
     published = _published(architecture)
     if spec.lower() in published:
-        url = published[spec.lower()]
-        filename = Path(url).name  # resnet101-cd907fc2.pth: the digits are the start of its sha256
-        return _fetch(url, filename, Path(filename).stem.rpartition("-")[2])
+        return None
     path = Path(spec).expanduser()
     if not path.is_file():
         valid = ", ".join(["none", *published, "FILE", ADDRESS_FORM])

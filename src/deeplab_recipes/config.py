@@ -175,7 +175,8 @@ def literal(value: Any) -> str:
 def suggestion(key: str, valid: Iterable[str]) -> str:
     """Return "did you mean X? Valid are ..." for a name that does not exist."""
     names = list(valid)
-    close = difflib.get_close_matches(key, names, n=1)
+    folded = [name for name in names if str(name).casefold() == str(key).casefold()]
+    close = folded or difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}Valid are {', '.join(names)}"
 

@@ -1,6 +1,8 @@
 """Older configurations: which key becomes which setting, and what is refused."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,6 +166,86 @@ def test_broken_files_name_the_file_and_the_place(tmp_path: Any) -> None:
         translate_file(path)
     with pytest.raises(FileNotFoundError, match=r"none\.json is no file; it takes Supervisely"):
         translate_file(tmp_path / "none.json")
+
+
+UNUSABLE: dict[str, tuple[bytes, str]] = {  # a file -> what is said of it
+    "deep": (b'{"lr":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested more deeply than those of any configuration"),
+    "deep_keys": (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, "nested more deeply than those of any configuration"),
+    "deep_list": (b"[" * 50_000 + b"]" * 50_000, "nested more deeply than those of any configuration"),
+    "deep_yaml": (b"a: " + b"{a: " * 500 + b"1" + b"}" * 500, "nested more deeply than those of any configuration"),
+    "deep_call": (b"Deeplabv3(" * 3000 + b")" * 3000, "no configuration that is known here"),
+    "shallower": (b'{"lr":' + b"[" * 300 + b"]" * 300 + b"}", f"lr is {'[' * 100}...; it takes a number above 0"),
+    "empty": (b"", "it is empty; it takes Supervisely's"),
+    "blank": (b" \n\t\n", "it is empty; it takes Supervisely's"),
+    "binary": (bytes(range(256)), "is no text in UTF-8 (byte 128); save it as that"),
+    "utf16": ('{"lr": 1}'.encode("utf-16"), "is no text in UTF-8 (byte 0); save it as that"),
+    "list": (json.dumps([SUPERVISELY]).encode(), "no configuration that is known here"),
+    "number": (b"5", "no configuration that is known here"),
+    "large": (b'{"lr": 1, "x": "' + b"y" * 300_000 + b'"}', "300,018 bytes, far more than a configuration has"),
+    "trailing_comma": (b'{"lr": 1,}', "this is not JSON: "),
+    "digits": (b'{"epochs": ' + b"9" * 5000 + b"}", "999999999999999999... is no number that a setting can have"),
+    "capitals": (b'{"LR": 1, "epochs": 2}', "unknown key LR; did you mean lr?"),
+    "dotted": (b'{"batch_size": {"train": 8}, "batch_size.train": 4}', "unknown key batch_size.train; did you mean ba"),
+    "line_break": (b'{"special_classes": {"neutral": "a\\nb"}}', "it takes a word of printable characters"),
+    "half_character": (b'{"special_classes": {"neutral": "\\ud800"}}', "it takes a word of printable characters"),
+    "variable": (b'{"special_classes": {"neutral": "${oc.env:HOME}"}}', "without ${"),
+    "alias": (b"a: &a [1]\nb: *a\n", "line 2: *a is an alias; write it out"),
+    "alias_of_itself": (b"a: &a {b: *a}\n", "line 1: *a is an alias; write it out"),
+    "twice": (b"a: 1\na: 2\n", "(found duplicate key a, line 2, column 1)"),
+    "quote": (b"python bin/train.py -d 'pascal\n", "'pascal\": No closing quotation"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_files_that_are_no_configuration_get_one_message(name: str, tmp_path: Path) -> None:
+    content, message = UNUSABLE[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{re.escape(message)}") as caught:
+        translate_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no file; it takes Supervisely"):
+        translate_file(tmp_path)
+
+
+def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    for text in (json.dumps(SUPERVISELY, indent=1), COMPOSER_OWN, ASAHI417):
+        for content in (text.replace("\n", "\r\n").encode(), b"\xef\xbb\xbf" + text.encode()):
+            path.write_bytes(content)
+            assert translate_file(path) == translate(text)
+
+
+def said_of(text: str, *, if_taken: str) -> str:
+    try:
+        translate(text)
+    except ValueError as error:
+        return str(error)
+    return if_taken
+
+
+STRANGE = (None, "x", "", -1, 0, 1.5, 10**17, float("nan"), True, [], [1], ["x"], [None], {}, {"x": 1}, [[[]]])
+
+
+@pytest.mark.parametrize("content", [SUPERVISELY, SUPERVISELY_INFERENCE, TONANDR], ids=["training", "inference", "hps"])
+def test_no_value_of_a_key_is_a_defect(content: dict[str, Any]) -> None:
+    """Whatever a key has, it is taken or refused by name; sections too."""
+    keys = {*leaves(content), *(key.rpartition(".")[0] for key in leaves(content) if "." in key)}
+    for key in sorted(keys):
+        for value in STRANGE:
+            assert key.partition(".")[0] in said_of(json.dumps(changed(content, key, value)), if_taken=key)
+
+
+@pytest.mark.parametrize("text", [COMPOSER_TYPICAL, COMPOSER_OWN], ids=["typical", "own"])
+def test_no_value_of_a_composer_key_is_a_defect(text: str) -> None:
+    content = yaml.safe_load(text)
+    for key in sorted({*leaves(content), "model", "model.deeplabv3", "optimizer"}):
+        for value in STRANGE:
+            said = said_of(yaml.safe_dump(changed(content, key, value)), if_taken=key)
+            assert key.partition(".")[0] in said or "no configuration that is known" in said
 
 
 def test_inference_is_for_another_verb() -> None:

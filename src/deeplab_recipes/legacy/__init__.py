@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from deeplab_recipes.legacy import asahi417, bonlime, composer, supervisely, tonandr
 from deeplab_recipes.legacy.tables import Translation
@@ -23,6 +23,9 @@ CALLS = {
     bonlime.CALL: (bonlime.ORDER, bonlime.translate_call),
     composer.CALL: (("num_classes",), composer.translate_call),
 }
+LARGEST = 1 << 18  # bytes; the published ones have about a thousand
+DEEPEST = 50  # values in values of YAML
+LONGEST = 18  # digits of a whole number
 KNOWN = (
     "Supervisely's training JSON (lr, epochs, ...), tonandr's JSON (hps, nn_arch), Composer's YAML (model.deeplabv3), "
     "asahi417's command line (python ./bin/train.py ...), and the calls Deeplabv3(...) and composer_deeplabv3(...)"
@@ -39,8 +42,16 @@ def translate_file(path: str | Path) -> Translation:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"+from={path} is no file; it takes {KNOWN}")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, far more than a configuration has; it takes {KNOWN}"
+        )
     try:
         return translate(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 (byte {error.start}); save it as that. It takes {KNOWN}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -52,6 +63,15 @@ def translate(text: str) -> Translation:
         ValueError: as `translate_file`.
     """
     text = text.replace("\N{NO-BREAK SPACE}", " ")  # pages have such, and what is copied from them
+    if not text.strip():
+        raise ValueError(f"it is empty; it takes {KNOWN}")
+    try:
+        return _translate(text)
+    except (RecursionError, MemoryError):  # the second is what Python's own parser says of deep nesting
+        raise ValueError(f"its values are nested more deeply than those of any configuration: {KNOWN}") from None
+
+
+def _translate(text: str) -> Translation:
     if text.lstrip().startswith("{"):
         return _translate_json(_read_json(text))
     calls = _calls(text)
@@ -77,24 +97,56 @@ def _translate_json(content: dict[str, Any]) -> Translation:
 
 def _read_json(text: str) -> dict[str, Any]:
     def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"key {twice[0]} stands there twice")
-        return dict(pairs)
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"key {name} stands there twice")
+            found[name] = value
+        return found
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise ValueError(f"this is not JSON: {error}") from None
 
 
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST:
+        raise ValueError(f"{digits[:LONGEST]}... is no number that a setting can have")
+    return int(digits)
+
+
 def _read_yaml(text: str) -> dict[str, Any]:
+    """Return a mapping of plain values; {} for what is none."""
     try:
-        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"this is neither YAML nor anything else that is known here ({error}): {KNOWN}") from None
-    return content if isinstance(content, dict) else {}
+        if not _is_plain_mapping(text):
+            return {}
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        mark = getattr(error, "problem_mark", None)
+        what = str(getattr(error, "problem", None) or error).splitlines()[0]
+        where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise ValueError(
+            f"this is neither YAML nor anything else that is known here ({what}{where}): {KNOWN}"
+        ) from None
+
+
+def _is_plain_mapping(text: str) -> bool:
+    """Return whether YAML is a mapping.
+
+    Raises:
+        ValueError: for an alias: a few of them, one in another, stand for more than memory holds, or for themselves.
+        RecursionError: it is nested too deeply to be built.
+    """
+    depth, mapping = 0, False
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {event.start_mark.line + 1}: *{event.anchor} is an alias; write it out")
+        mapping |= depth == 0 and isinstance(event, yaml.MappingStartEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise RecursionError
+    return mapping
 
 
 def _calls(text: str) -> list[ast.Call]:
@@ -105,7 +157,7 @@ def _calls(text: str) -> list[ast.Call]:
     """
     try:
         statements = ast.parse(text).body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError):  # a command line, or YAML
         return []
     found = {statement: _calls_in(statement) for statement in statements}
     others = [s for s, calls in found.items() if not calls and not isinstance(s, ast.Import | ast.ImportFrom)]

@@ -115,7 +115,10 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     """
     found = []
     for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise ValueError(f"line {line!r}: {error}") from None
         words = words[1:] if words and re.fullmatch(r"python[\d.]*", PurePosixPath(words[0]).name) else words
         if not words:
             continue

@@ -7,6 +7,8 @@ from typing import Any
 
 from deeplab_recipes.config import literal, suggestion
 
+SHOWN = 100  # characters of a value in a message
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -36,7 +38,11 @@ WHOLE = Kind("a whole number", _is_whole)
 COUNT = Kind("a whole number of at least 1", lambda v: _is_whole(v) and v > 0)
 NATURAL = Kind("a whole number of at least 0", lambda v: _is_whole(v) and v >= 0)
 SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
-TEXT = Kind("a word", lambda v: isinstance(v, str) and v.strip() != "")
+# Unprintable characters cannot be typed on the command line that is printed, and ${...} would be looked up there.
+TEXT = Kind(
+    "a word of printable characters, without ${",
+    lambda v: isinstance(v, str) and v.strip() != "" and v.isprintable() and "${" not in v,
+)
 
 
 def list_of(kind: Kind, *, empty: bool = False) -> Kind:
@@ -136,6 +142,12 @@ class Translation:
     needed: dict[str, str] = field(default_factory=dict)
 
 
+def shown(value: Any) -> str:
+    """Return a value for a message, of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def flatten(content: Mapping[str, Any], table: Table, prefix: str = "") -> dict[str, Any]:
     """Return nested content as {"a.b": value} by the keys of a table.
 
@@ -145,16 +157,16 @@ def flatten(content: Mapping[str, Any], table: Table, prefix: str = "") -> dict[
     flat: dict[str, Any] = {}
     for name, value in content.items():
         key = f"{prefix}{name}"
-        if key in table:
+        if key in table and "." not in str(name):
             flat[key] = value
             continue
-        below = [known for known in table if known.startswith(f"{key}.")]
+        below = [known for known in table if known.startswith(f"{key}.") and "." not in str(name)]
         if not below:
             known = {k.removeprefix(prefix).split(".")[0] for k in table if k.startswith(prefix)}
             raise ValueError(f"unknown key {key}; {suggestion(str(name), sorted(known))}")
         if not isinstance(value, Mapping):
             names = ", ".join(sorted({k.removeprefix(f"{key}.").split(".")[0] for k in below}))
-            raise ValueError(f"{key} is {value!r}; it takes keys: {names}")
+            raise ValueError(f"{key} is {shown(value)}; it takes keys: {names}")
         flat.update(flatten(value, table, f"{key}."))
     return flat
 
@@ -166,7 +178,7 @@ def check(values: Mapping[str, Any], table: Table) -> None:
         if isinstance(row, Refused):
             raise ValueError(f"{key}={literal(value)} cannot be had here: {row.why}")
         if not row.kind.accepts(value):
-            raise ValueError(f"{key} is {value!r}; it takes {row.kind.says}")
+            raise ValueError(f"{key} is {shown(value)}; it takes {row.kind.says}")
 
 
 def apply(table: Table, given: Mapping[str, Any], defaults: Mapping[str, Any], into: Translation) -> Mapping[str, Any]:

@@ -74,7 +74,7 @@ def report(results: dict[str, dict[str, Any]], epochs: float) -> str:
     hardware, versions = some["hardware"], some["versions"]
     return "\n".join(
         [
-            f"# Fine-tuning on CamVid, {epochs:g} epochs of the {RECIPE} recipe",
+            f"# Fine-tuning on CamVid, {epochs:g} epoch{'' if epochs == 1 else 's'} of the {RECIPE} recipe",
             "",
             f"{date.today()}, {hardware}, torch {versions['torch']}, {some['precision']}, commit {some['commit'][:10]}",
             "",

@@ -521,3 +521,18 @@ def test_a_missing_package_is_a_row():
     assert said == "not installed: pip install segmentation-models-pytorch"
     worker = backbones.Worker(row, None, None, error=said)
     assert backbones.line(worker, worker, None) == f"| resnet18 | 16 | {row.owner} | {said} | - | - | - | - | - | - |"
+
+
+@pytest.mark.parametrize(("epochs", "words"), [(1.0, "1 epoch of"), (0.5, "0.5 epochs of"), (4.0, "4 epochs of")])
+def test_fine_tuning_counts_epochs_in_words(epochs, words):
+    fine_tuning = script("fine_tuning")
+    result = {
+        "hardware": "2 CPU cores",
+        "versions": {"torch": "2.15.0"},
+        "precision": "32-true",
+        "commit": "0123456789abcdef",
+        "evaluations": [{"checkpoint": "last", "miou": 12.25}],
+    }
+    text = fine_tuning.report({"backbone frozen": result}, epochs)
+    assert text.startswith(f"# Fine-tuning on CamVid, {words} the camvid_mobilenet_v2 recipe\n")
+    assert "| backbone frozen | 12.25 | `model.freeze_backbone=true` |" in text

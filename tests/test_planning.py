@@ -247,6 +247,12 @@ def test_a_plan_without_anything_published(monkeypatch):
     assert "backbone weights       none" in text
 
 
+def test_one_epoch_is_no_epochs():
+    trainer = {"precision": "32-true", "accelerator": "cpu", "devices": 1}
+    assert "631 (1 epoch of 631)" in plan(trainer=TrainerSettings(max_epochs=1, **trainer))
+    assert "1,262 (2 epochs of 631)" in plan(trainer=TrainerSettings(max_epochs=2, **trainer))
+
+
 def test_a_plan_with_more_images_in_a_batch_than_there_are():
     with pytest.raises(ValueError, match="batch_size=32 is larger than the training part"):
         plan(training_images=31)

@@ -280,7 +280,7 @@ def describe(
     steps = trainer.steps(per_epoch)
     rows = [
         ("training images", f"{training_images:,}"),
-        ("steps", f"{steps:,} ({steps / per_epoch:.4g} epochs of {per_epoch:,})"),
+        ("steps", f"{steps:,} ({_epochs(steps / per_epoch)} of {per_epoch:,})"),
         ("global batch", f"{split.batch_size} = {split.world_size} x {split.per_device} images"),
         ("microbatch", f"{split.microbatch} images, accumulated {split.accumulation} x"),
         ("images per batch norm", str(split.bn_batch or "frozen")),
@@ -295,6 +295,10 @@ def describe(
     reference = "the published setting" if published else "the recipe"
     lines.append(f"  differs from {reference} in" if changes else f"  nothing differs from {reference}")
     return "\n".join([*lines, *(f"    - {change}" for change in changes), *(f"  note: {note}" for note in notes)])
+
+
+def _epochs(number: float) -> str:
+    return f"{number:.4g} epoch{'' if number == 1 else 's'}"
 
 
 def _cost_rows(model: DeepLab, crop: tuple[int, int], split: BatchSplit, precision: str) -> list[tuple[str, str]]:

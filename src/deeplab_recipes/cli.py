@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -357,7 +358,7 @@ def _refuse_typos(folder: str, verb: str, arguments: Sequence[str]) -> None:
             text = f"{error}\n{error.__cause__ or ''}"
             if "hydra/launcher/submitit" in text:
                 _refuse(config.missing_extra("hydra-submitit-launcher", "slurm"))
-            _refuse(config.explain_override(text, _known(verb, chosen), _options(folder)))
+            _refuse(config.explain_override(text, _known(verb, chosen), _options(folder), partial(_leaves_of, verb)))
     _refuse_stray_sweep(parsed, hydra, many=overrides != list(arguments) or str(hydra.mode) == "RunMode.MULTIRUN")
 
 
@@ -413,6 +414,15 @@ def _known(verb: str, chosen: Sequence[str]) -> list[str]:
         settings = compose(verb)
     leaves = config.leaves(OmegaConf.to_container(settings, resolve=False))
     return sorted({*leaves, *(name.rpartition(".")[0] for name in leaves if "." in name)})
+
+
+def _leaves_of(verb: str, group: str, choice: str) -> list[str]:
+    """Return all settings with one choice of a group."""
+    from hydra.errors import HydraException
+
+    with suppress(HydraException):
+        return _known(verb, [f"{group}={choice}"])
+    return []
 
 
 def _options(folder: str) -> list[str]:

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -200,17 +200,26 @@ def differences(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def explain_override(message: str, known: Sequence[str], options: Sequence[str]) -> str:
+def explain_override(
+    message: str,
+    known: Sequence[str],
+    options: Sequence[str],
+    leaves_of: Callable[[str, str], Collection[str]] = lambda group, choice: (),
+) -> str:
     """Turn Hydra's message about an override into one that names the closest valid key.
 
     Args:
         message: Hydra's.
         known: all settings, as dotted names.
         options: all choices of the groups, as group/choice.
+        leaves_of: gives the settings that there are with another choice of a group.
     """
     match = re.search(r"Could not override '([^']+)'", message) or re.search(r"Key '([^']+)' is not in struct", message)
     if match and match[1] in {option.split("/")[0] for option in options}:
         return f"{match[1]} has no default to replace: +{match[1]}=NAME adds one"
+    if match and (owners := _owners(match[1], options, leaves_of)):
+        group = match[1].partition(".")[0]
+        return f"{match[1]} is no setting of this {group}; it is one of {', '.join(f'{group}={o}' for o in owners)}"
     if match:
         return f"unknown setting {match[1]}{_closest(match[1], [k for k in known if '._' not in k])}"
     match = re.search(r"Could not find '([^']+)'", message)
@@ -221,6 +230,13 @@ def explain_override(message: str, known: Sequence[str], options: Sequence[str])
             return f"there is no {group} {choice!r}; {suggestion(choice, valid)}"
         return f"there is no group {group or choice!r}{_closest(group or choice, {o.split('/')[0] for o in options})}"
     return message.strip()
+
+
+def _owners(key: str, options: Sequence[str], leaves_of: Callable[[str, str], Collection[str]]) -> list[str]:
+    """Return the choices of a setting's group with which it exists."""
+    group, _, below = key.partition(".")
+    choices = [option.partition("/")[2] for option in options if below and option.startswith(f"{group}/")]
+    return [choice for choice in choices if key in leaves_of(group, choice)]
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

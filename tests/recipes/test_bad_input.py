@@ -139,6 +139,12 @@ def test_one_sample_per_batch_norm(train: Command, ade: Path) -> None:
         ("batch_size=many", ("batch_size is 'many'", "whole number")),
         ("trainer.precision=half", ("trainer.precision is 'half'", "bf16-mixed")),
         ("protocol=squared", ("protocol is 'squared'", "square")),
+        (
+            "model.dense_prediction_cell=published",
+            ("no setting of this model; it is one of model=dense_prediction_cell_mobilenet_v2, model=dense_",),
+        ),
+        ("model.width_multiplier=0.5", ("no setting of this model; it is one of model=deeplabv3plus_mobilenet_v2, ",)),
+        ("optimizer.betas=[0,0]", ("no setting of this optimizer; it is one of optimizer=adam, optimizer=adamw",)),
         ("model.backbone=resnet1", ("resnet1", "resnet101")),
         ("model.output_stride=4", ("4", "8, 16")),
         ("optimizer.lr=-1", ("optimizer", "learning rate")),

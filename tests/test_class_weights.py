@@ -103,3 +103,9 @@ def test_dice_has_no_class_weights():
         SegmentationLoss(dice=1, class_weights=w)(logits, target)["dice"] for w in ([1, 2, 3, 4], [4, 3, 2, 1])
     )
     assert one == other
+
+
+def test_weights_by_name_that_are_all_0_are_refused():
+    with pytest.raises(ValueError, match="is 0 for every class, so that nothing would be learned"):
+        resolve_weights({"road": 0, "car": 0}, ["road", "car"], lambda: ((), ()))
+    assert resolve_weights({"road": 0}, ["road", "car"], lambda: ((), ())).tolist() == [0, 1]

@@ -120,3 +120,12 @@ def test_nothing_is_chosen_where_nothing_is_labelled(choice):
 def test_wrong_choices_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_what_chooses_every_pixel_is_refused_or_noted():
+    OHEM(min_kept=99).require_acting((10, 10))
+    with pytest.raises(ValueError, match=r"min_kept=100 chooses every pixel: .*\[10, 10\] has 100; .* to 25"):
+        OHEM(min_kept=100).require_acting((10, 10))
+    assert TopPixels(1.0).notes(5) == ["loss.hard_pixels.top_k_percent_pixels=1 chooses every pixel"]
+    assert TopPixels(0.25, 8).notes(9) == OHEM().notes(9) == []
+    assert TopPixels(0.25, 8).notes(4)[0].endswith("at step 8, and this run ends at step 4, with a share of 0.625")

@@ -82,4 +82,6 @@ def resolve_weights(
         weights = [weights.get(name, 1.0) for name in classes]
     if len(weights) != len(classes):
         raise ValueError(f"loss.class_weights has {len(weights)} numbers for {len(classes)} classes: {list(classes)}")
+    if not any(weights):
+        raise ValueError("loss.class_weights is 0 for every class, so that nothing would be learned")
     return torch.tensor(list(weights), dtype=torch.float64)

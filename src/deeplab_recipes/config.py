@@ -132,14 +132,21 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, kind) if kind is not Any else True
 
 
+SECTION = "a section with _target_, as the YAMLs of its group have"
+
+
 def _spelled(hint: Any) -> str:
     if isinstance(hint, UnionType) or get_origin(hint) is Union:
-        kinds = [kind for kind in get_args(hint) if get_origin(kind) or kind in PLAIN_TYPES]
-        return " or ".join(map(_spelled, kinds))
+        return " or ".join(sorted(map(_spelled, get_args(hint)), key=SECTION.__eq__))
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     names = {NoneType: "null", int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-    return names.get(hint) or ("a list" if get_origin(hint) in (Sequence, tuple, list) else str(hint))
+    if hint in names:
+        return names[hint]
+    kind = get_origin(hint) or hint
+    if kind is Mapping:
+        return "{name: value}"
+    return "a list" if kind in (Sequence, tuple, list) else SECTION
 
 
 def quoted(text: str) -> str:
@@ -416,18 +423,25 @@ def _planned_network(
         classes=classes,
         split=split,
         count=None,
+        crop=data.training_transform.crop_size,
         **{key: parts[key] for key in ("loss", "optimizer", "parameters", "schedule", "schedule_ends")},
         **({"backbone_weights": None} if weights or fetched else {}),
     )
     if not weights and backbone.lower() != "none":
         weights_at_hand(backbone, network.arguments["backbone"])
     begun = _planned_beginning(network, data, parts, values, images)
-    trained = weights is not None or backbone.lower() != "none"
-    return network, [
-        *begun,
-        *(f"not on this machine: {problem}" for problem in trainer.problems_here()),
-        *agreement.notes(network, split=split, loss=loss, trainer=trainer, trained_backbone=trained),
-    ]
+    expected = agreement.notes(
+        network,
+        split=split,
+        loss=loss,
+        trainer=trainer,
+        parameters=parts["parameters"],
+        steps=trainer.steps(images // data.batch_size),
+        trained=weights is not None,
+        trained_backbone=weights is not None or backbone.lower() != "none",
+    )
+    missing = [f"not on this machine: {problem}" for problem in trainer.problems_here()]
+    return network, [*begun, *missing, *expected]
 
 
 def _planned_beginning(

@@ -17,6 +17,10 @@ class HardPixels(ABC):
 
     counts_chosen: ClassVar[bool]
 
+    def notes(self, steps: int) -> list[str]:
+        """List what a user may not expect of the choice in a run of so many optimizer steps."""
+        return []
+
     @abstractmethod
     def choose(
         self, losses: Tensor, logits: Tensor, target: Tensor, *, ignore_index: int = 255, step: int = 0
@@ -66,6 +70,18 @@ class TopPixels(HardPixels):
                 f"loss.hard_pixels.hard_example_mining_step is {self.hard_example_mining_step}; it must be at least 0"
             )
 
+    def notes(self, steps: int) -> list[str]:
+        """Say where all pixels count, or where the run ends before the share is reached."""
+        share, ramp = self.top_k_percent_pixels, self.hard_example_mining_step
+        if share == 1:
+            return ["loss.hard_pixels.top_k_percent_pixels=1 chooses every pixel"]
+        if ramp >= steps:
+            return [
+                f"loss.hard_pixels.top_k_percent_pixels={share} is reached at step {ramp}, and this run ends at step "
+                f"{steps}, with a share of {self.share(steps):.3g}"
+            ]
+        return []
+
     def share(self, step: int) -> float:
         """Return the share of all pixels that is chosen after `step` steps."""
         ramp = self.hard_example_mining_step
@@ -110,6 +126,15 @@ class OHEM(HardPixels):
             raise ValueError(f"loss.hard_pixels.thresh is {self.thresh}; it is a probability in (0, 1], or null")
         if self.min_kept < 1:
             raise ValueError(f"loss.hard_pixels.min_kept is {self.min_kept}; it must be at least 1")
+
+    def require_acting(self, crop: tuple[int, int]) -> None:
+        """Raise ValueError where `min_kept` is as many pixels as a crop (height, width) has."""
+        pixels = crop[0] * crop[1]
+        if self.min_kept >= pixels:
+            raise ValueError(
+                f"loss.hard_pixels.min_kept={self.min_kept} chooses every pixel: data.crop_size={list(crop)} has "
+                f"{pixels}; lower it, for a quarter of them to {pixels // 4}"
+            )
 
     def choose(
         self, losses: Tensor, logits: Tensor, target: Tensor, *, ignore_index: int = 255, step: int = 0

@@ -144,6 +144,7 @@ class Run:
             schedule=self.schedule,
             schedule_ends=self.schedule_ends,
             count=self.data.count_classes,
+            crop=self.data.training_transform.crop_size,
             **({"backbone_weights": None} if self.weights else {}),
         )
 
@@ -168,6 +169,9 @@ class Run:
                 split=self.split,
                 loss=self.loss,
                 trainer=self.trainer,
+                parameters=self.parameters,
+                steps=self.steps,
+                trained=self.weights is not None,
                 trained_backbone=self.weights is not None or str(given).lower() != "none",
             ),
         ]

@@ -177,3 +177,14 @@ def test_a_resumed_optimizer_goes_on():
 def test_wrong_rules_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ParameterRules(**arguments)
+
+
+def test_a_factor_on_a_backbone_that_does_not_learn_is_refused():
+    model, rules = Tiny(), ParameterRules(backbone_lr=0.1)
+    rules.require_acting(model)
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"parameters\.backbone_lr=0\.1 has no effect: model\.freeze_backbone"):
+        rules.require_acting(model)
+    ParameterRules(last_layers_lr=10, bias_lr=2).require_acting(model)
+    assert ParameterRules(last_layers="head").notes() != []
+    assert ParameterRules(last_layers="head", last_layers_lr=10).notes() == []

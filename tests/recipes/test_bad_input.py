@@ -179,6 +179,10 @@ REFUSED = {  # settings -> words of the one message
     "model.backbone_weights=none.pth": "none.pth is neither a file nor weights that resnet18 has",
     "model.backbone_weights=https://a.org/b.pth": "an address needs its sha256",
     "model.backbone_weights=photo.ckpt": "photo.ckpt is no PyTorch checkpoint",
+    "parameters.backbone_lr=0.1 model.freeze_backbone=true": "parameters.backbone_lr=0.1 has no effect: model.freeze_",
+    "loss=cross_entropy_ohem": "loss.hard_pixels.min_kept=100000 chooses every pixel: data.crop_size=[65, 65] has 4225",
+    "loss.hard_pixels=0.25": "loss.hard_pixels is 0.25; it takes null or a section with _target_, as the YAMLs of its",
+    "loss.class_weights=3": "loss.class_weights is 3; it takes a list or {name: value} or a word or null",
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
     "schedule=exponential schedule_ends=at_last_step": "schedule_ends=at_last_step has no effect",
     "data.crop_size=[65]": "data.crop_size is [65]; it takes two whole numbers",
@@ -212,6 +216,34 @@ def test_plan_refuses_a_run_that_training_would_not_touch(train: Command, deepla
     refused(deeplab("plan", *words, *going_on, "optimizer.lr=0.3"), "was trained with optimizer.lr=0.01, this run has")
     refused(deeplab("plan", *words, *going_on, "trainer.max_steps=1"), "nothing is left to do")
     assert deeplab("plan", *words, *going_on).code == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ("model.freeze_batchnorm=both", "model.freeze_batchnorm=both keeps statistics that no training has found"),
+        (
+            "model.freeze_batchnorm=true model.batchnorm_momentum=0.01",
+            "model.batchnorm_momentum has no effect with model.",
+        ),
+        (
+            "parameters.last_layers=head",
+            "parameters.last_layers=head has no effect while parameters.last_layers_lr is 1",
+        ),
+        (
+            "loss=cross_entropy_top_k loss.hard_pixels.hard_example_mining_step=8",
+            "top_k_percent_pixels=0.25 is reached at step 8, and this run ends at step 4, with a share of 0.625",
+        ),
+        (
+            "loss=cross_entropy_top_k loss.hard_pixels.top_k_percent_pixels=1",
+            "top_k_percent_pixels=1 chooses every pixel",
+        ),
+    ],
+)
+def test_plan_notes_what_has_no_effect(deeplab: Command, tiny_sets: dict[str, Path], settings: str, note: str) -> None:
+    answer = deeplab("plan", *SMALL, f"data.root={tiny_sets['ADE20k']}", "measure=false", *settings.split())
+    assert answer.code == 0, answer.err
+    assert f"note: {note}" in answer.out or f"note: loss.hard_pixels.{note}" in answer.out
 
 
 def test_plan_says_what_this_machine_lacks(deeplab: Command, ade: Path) -> None:

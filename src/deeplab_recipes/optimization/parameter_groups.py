@@ -70,6 +70,21 @@ class ParameterRules:
                     group[key] = group[key] * rule[MULTIPLIER]
         return built
 
+    def require_acting(self, model: nn.Module) -> None:
+        """Raise ValueError for a factor on a backbone that is frozen as a whole; the heads always learn."""
+        learns = any(name.startswith("backbone.") for name, _, _ in _parameters(model))
+        if self.backbone_lr != 1 and not learns:
+            raise ValueError(
+                f"parameters.backbone_lr={self.backbone_lr} has no effect: model.freeze_backbone leaves nothing of the "
+                "backbone to learn; leave it at 1.0, or freeze fewer stages"
+            )
+
+    def notes(self) -> list[str]:
+        """List settings without effect."""
+        if self.last_layers == "head" and self.last_layers_lr == 1:
+            return ["parameters.last_layers=head has no effect while parameters.last_layers_lr is 1"]
+        return []
+
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return parameter groups {"params", "lr_multiplier", perhaps "weight_decay": 0} of what learns in `model`."""
         groups: dict[tuple[float, bool], dict[str, Any]] = {}

@@ -317,6 +317,8 @@ def test_bonlime_variants() -> None:
     assert not any("width" in override for override in xception)
     narrow = translate("Deeplabv3(weights=None, alpha=0.35)").overrides
     assert "model.width_multiplier=0.35" in narrow
+    assert "model.freeze_batchnorm=none" in narrow  # without weights there are no statistics to keep
+    assert not any("freeze_batchnorm" in override for override in translate(BONLIME_CALL).overrides)
     assert not any("crop_size" in o for o in translate(FILES["bonlime_any_size"]).overrides)
     assert "data=NAME data.root=DIR" in translate(BONLIME_CALL).needed["data"]
 

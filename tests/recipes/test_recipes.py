@@ -215,6 +215,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     },
     "finetune": {
         "data.source._target_": "deeplab_recipes.data.sources.Supervisely",
+        "model.freeze_batchnorm": "statistics",  # the plugin's fine_tune_batch_norm=False
         "data.source.train_tag": "train",
         "data.source.validation_tag": "val",
         "data.source.background": "bg",

@@ -52,7 +52,7 @@ def _is_mobile(values: Mapping[str, Any]) -> bool:
 def _weights(name: str | None, values: Mapping[str, Any]) -> list[str]:
     """Its own classes keep the last layer; another number of them begins it anew."""
     if name is None:
-        return ["weights=null"]
+        return ["weights=null", "model.freeze_batchnorm=none"]  # statistics that are to be found first
     backbone = "mobilenet_v2" if _is_mobile(values) else "xception65"
     return [f"weights=zoo:{ZOO[name]}_{backbone}", "init=transfer_learning"]
 

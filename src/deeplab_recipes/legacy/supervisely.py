@@ -26,7 +26,7 @@ from deeplab_recipes.legacy.tables import (
 
 SYSTEM = "Supervisely's training JSON"
 SIDES = ("left", "top", "right", "bottom")
-BASE = ("+recipe=finetune", "model.freeze_batchnorm=statistics")
+BASE = ("+recipe=finetune",)
 DEFAULTS: Mapping[str, Any] = {
     "lr": 1e-4,
     "epochs": 2,

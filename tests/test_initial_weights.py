@@ -134,6 +134,12 @@ def test_another_model_is_refused(init, arguments, message, tmp_path):
     assert all(value.equal(before[name]) for name, value in ours.state_dict().items())
 
 
+def test_what_to_build_instead_is_written_as_on_the_command_line(tmp_path):
+    ours = network(head="tensorflow", decoder=True)
+    with pytest.raises(ValueError, match=r"Build that one: model\.head=deeplabv3plus model\.decoder=null$"):
+        load_initial_weights(ours, checkpoint(tmp_path, network()), init="transfer_learning", classes=CLASSES)
+
+
 def test_another_normalisation_is_remarked_on(tmp_path):
     file = checkpoint(tmp_path, network(), mean=[127.5] * 3)
     loaded = load_initial_weights(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from deeplab_recipes.checkpoints import load_checkpoint, model_differences
+from deeplab_recipes.config import literal
 from deeplab_recipes.model import DeepLab
 from deeplab_recipes.model.fitting import misfit
 from deeplab_recipes.record import sha256
@@ -144,7 +145,7 @@ def _require_architecture(path: Path, theirs: Mapping[str, Any], ours: Mapping[s
     found = {k: v for k, v in model_differences(theirs, ours).items() if k not in FREE}
     if found:
         words = ", ".join(f"model.{key} is {there!r} there and {here!r} here" for key, (there, here) in found.items())
-        fix = " ".join(f"model.{key}={there}" for key, (there, _) in found.items())
+        fix = " ".join(f"model.{key}={literal(there)}" for key, (there, _) in found.items())
         raise ValueError(f"{path} holds the weights of another model: {words}. Build that one: {fix}")
 
 

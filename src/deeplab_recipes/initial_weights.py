@@ -8,13 +8,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from deeplab_recipes.checkpoints import load_checkpoint, model_differences
-from deeplab_recipes.model import DeepLab
+from deeplab_recipes.model import DeepLab, zoo
 from deeplab_recipes.model.fitting import misfit
 from deeplab_recipes.record import sha256
 
 Init = Literal["transfer_learning", "continue_training"]
 INITS = ("transfer_learning", "continue_training")
-ZOO = "zoo:"
 LAST_LAYER, AUXILIARY = "conv_seg", "auxiliary_head"
 # Arguments of the model that no tensor and no meaning of one depends on; a different number of dilations shows itself.
 FREE = (
@@ -80,13 +79,7 @@ def locate_weights(weights: str) -> Path:
         ValueError: where the zoo has no such weights.
         ConnectionError: where they cannot be fetched.
     """
-    if not weights.startswith(ZOO):
-        return Path(weights).expanduser()
-    try:
-        from deeplab_recipes.model.zoo import fetch
-    except ModuleNotFoundError:
-        raise ValueError(f"weights={weights}: this version has no zoo of published weights; give a file") from None
-    return fetch(weights.removeprefix(ZOO))
+    return zoo.fetch(weights) if weights.startswith(zoo.PREFIX) else Path(weights).expanduser()
 
 
 def load_initial_weights(

@@ -37,6 +37,7 @@ XCEPTION_UNITS = 16  # of the middle flow
 NORM = "_BN"  # how a batch norm's layer is called: as the convolution before it, with this
 LAST = ("logits_semantic", "custom_logits_semantic")
 KINDS = {"kernel": "weights", "depthwise_kernel": "depthwise_weights", "bias": "biases"}  # but those of batch norms
+MOBILENET, XCEPTION = "expanded_conv_depthwise", "entry_flow_conv1_1"  # layers by which they are told
 BRANCHES = ("aspp0", "aspp1", "aspp2", "aspp3")
 XCEPTION_LAYER = re.compile(r"(?P<flow>entry|middle|exit)_flow_(?:block(?P<block>\d)|unit_(?P<unit>\d+))_(?P<part>\w+)")
 Arrays = dict[tuple[str, str], np.ndarray]  # (layer, kind) -> weights
@@ -63,28 +64,19 @@ def read(
     """
     arrays, unused = _arrays(file)
     layers = {layer for layer, _ in arrays}
-    last = next((name for name in LAST if name in layers), None)
-    mobile = "expanded_conv_depthwise" in layers
-    if last is None or "concat_projection" not in layers or not (mobile or "entry_flow_conv1_1" in layers):
-        raise ValueError(
-            f"{file} is not of bonlime's Deeplabv3: it has {', '.join(sorted(layers)[:4])}, and not those of "
-            "MobileNetV2 or Xception with concat_projection and logits_semantic or custom_logits_semantic"
-        )
-    keys = {**_backbone_keys({layer.removesuffix(NORM) for layer in layers}), **head_keys(BRANCHES, last)}
-    backbone = _mobilenet(file, arrays, width_multiplier) if mobile else _xception(file, layers, width_multiplier)
-    if mobile and output_stride not in (None, 8):
-        raise ValueError(f"output_stride={output_stride}, but bonlime's MobileNetV2 is always built at 8; leave it out")
+    last = _last_layer(file, layers)
+    build = _mobilenet if MOBILENET in layers else _xception
+    backbone = build(file, arrays, width_multiplier, output_stride)
     model = {
         "num_classes": arrays[last, "kernel"].shape[-1],
         **backbone,
-        "output_stride": 8 if mobile else output_stride or 16,
-        "head": "tensorflow_short" if mobile else "tensorflow",
         "aspp_channels": arrays["concat_projection", "kernel"].shape[-1],
         "align_corners": bool(align_corners),
         "padding": "same",
         "batchnorm_epsilon": EPSILON,
         "batchnorm_momentum": MOMENTUM[backbone["backbone"]],
     }
+    keys = {**_backbone_keys({layer.removesuffix(NORM) for layer in layers}), **head_keys(BRANCHES, last)}
     state, astray = _state(arrays, keys, last)
     return Imported(
         model, state, (LEVEL,) * 3, (LEVEL,) * 3, None, SIZE, unused | astray, used=len(arrays) - len(astray)
@@ -133,24 +125,40 @@ def _listed(group: Any, attribute: str) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _mobilenet(file: Path, arrays: Arrays, width: float | None) -> dict[str, Any]:
-    """Return the backbone's arguments, with the width at which MobileNetV2 has these channels."""
+def _last_layer(file: Path, layers: set[str]) -> str:
+    last = next((name for name in LAST if name in layers), None)
+    if last is None or "concat_projection" not in layers or not layers & {MOBILENET, XCEPTION}:
+        raise ValueError(
+            f"{file} is not of bonlime's Deeplabv3: it has {', '.join(sorted(layers)[:4])}, and not those of "
+            "MobileNetV2 or Xception with concat_projection and logits_semantic or custom_logits_semantic"
+        )
+    return last
+
+
+def _mobilenet(file: Path, arrays: Arrays, width: float | None, stride: int | None) -> dict[str, Any]:
+    """Return what is MobileNetV2's alone, with the width at which it has these channels."""
     layers = ["expanded_conv_project", *(f"expanded_conv_{i}_project" for i in range(1, len(BLOCK_CHANNELS)))]
     found = [arrays[layer, "kernel"].shape[-1] for layer in layers if (layer, "kernel") in arrays]
     fitting = find_width(found, BLOCK_CHANNELS, WIDTHS if width is None else (width,))
-    if fitting:
-        return {"backbone": "mobilenet_v2", "width_multiplier": fitting[0]}
-    wanted = "none that is known has; give it: width_multiplier=" if width is None else f"{width} has others; it has"
-    raise ValueError(f"{file}: MobileNetV2's blocks have {found} channels, which a width multiplier of {wanted}")
+    if fitting is None:
+        known = (
+            "no known width_multiplier gives; name it" if width is None else f"width_multiplier={width} does not give"
+        )
+        raise ValueError(f"{file}: MobileNetV2's blocks have {found} channels, which {known}")
+    if stride not in (None, 8):
+        raise ValueError(f"output_stride={stride}, but bonlime's MobileNetV2 is always built at 8; leave it out")
+    built = {"backbone": "mobilenet_v2", "width_multiplier": fitting[0]}
+    return {**built, "output_stride": 8, "head": "tensorflow_short"}
 
 
-def _xception(file: Path, layers: set[str], width: float | None) -> dict[str, Any]:
+def _xception(file: Path, arrays: Arrays, width: float | None, stride: int | None) -> dict[str, Any]:
+    """Return what is the Xception's alone."""
     if width is not None:
         raise ValueError(f"width_multiplier={width} is for MobileNetV2, {file} holds an Xception; leave it out")
-    units = len({match[1] for layer in layers if (match := re.match(r"middle_flow_unit_(\d+)_", layer))})
+    units = len({match[1] for layer, _ in arrays if (match := re.match(r"middle_flow_unit_(\d+)_", layer))})
     if units != XCEPTION_UNITS:
         raise ValueError(f"{file}: its middle flow has {units} units, that of bonlime's Xception {XCEPTION_UNITS}")
-    return {"backbone": "xception65"}
+    return {"backbone": "xception65", "output_stride": stride or 16, "head": "tensorflow"}
 
 
 def _backbone_keys(layers: set[str]) -> Keys:

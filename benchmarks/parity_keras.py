@@ -127,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--original", type=Path, required=True)
     parser.add_argument("--images", type=Path, nargs="+", required=True)
+    parser.add_argument("--only", default="", help="of the models, those whose name holds this")
     given = parser.parse_args()
     module = original(given.original)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "tensorflow", "tf_keras"))
@@ -134,7 +135,7 @@ def main() -> None:
     print("| model | largest difference of the logits | over their range | labels equal |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, settings in MODELS.items():
+        for name, settings in ((name, settings) for name, settings in MODELS.items() if given.only in name):
             print(row(name, compare(module, settings, given.images, Path(folder))), flush=True)
 
 

@@ -26,6 +26,10 @@ import tf_slim
 tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_control_flow_v2()  # conditions as TensorFlow 1 writes them into graphs
 SIZE = 257  # of the photographs on which the statistics of random networks are taken
+# What a residual branch adds is a small part of what it adds to, as in a trained network: the factors of its last batch
+# norm are drawn this much smaller. At equal parts each of dozens of units enlarges the rounding of those before it.
+BRANCH_END = ("/separable_conv3_pointwise/BatchNorm/gamma", "/project/BatchNorm/gamma")
+BRANCH_SCALE = 0.25
 
 
 def _find_legacy_layers():
@@ -138,7 +142,8 @@ class Original:
         for name, variable in variables.items():
             shape = variable.shape.as_list()
             if name.endswith("gamma"):
-                variable.load(rng.uniform(0.7, 1.4, shape), session)
+                scale = BRANCH_SCALE if name.endswith(BRANCH_END) else 1
+                variable.load(scale * rng.uniform(0.7, 1.4, shape), session)
             elif name.endswith(("beta", "biases")):
                 variable.load(rng.normal(0, 0.2, shape), session)
             elif name.startswith("logits/") and name.endswith("weights"):

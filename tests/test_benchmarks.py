@@ -1,28 +1,20 @@
 """What the benchmark scripts work out, write and refuse; nothing is trained."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torchvision
 import yaml
+from benchmark_script import script
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLE = REPOSITORY / "recipes" / "README.md"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", REPOSITORY / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
 
 
 reproduce, beside = script("reproduce"), script("beside_mmsegmentation")

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from deeplab_recipes.checkpoints import load_checkpoint, model_differences
 from deeplab_recipes.config import literal
-from deeplab_recipes.model import DeepLab
+from deeplab_recipes.model import DeepLab, zoo
 from deeplab_recipes.model.fitting import misfit
 from deeplab_recipes.record import sha256
 
 Init = Literal["transfer_learning", "continue_training"]
 INITS = ("transfer_learning", "continue_training")
-ZOO = "zoo:"
 LAST_LAYER, AUXILIARY = "conv_seg", "auxiliary_head"
 # Arguments of the model that no tensor and no meaning of one depends on; a different number of dilations shows itself.
 FREE = (
@@ -83,13 +82,7 @@ def locate_weights(weights: str) -> Path:
         ValueError: where the zoo has no such weights.
         ConnectionError: where they cannot be fetched.
     """
-    if not weights.startswith(ZOO):
-        return Path(weights).expanduser()
-    try:
-        from deeplab_recipes.model.zoo import fetch
-    except ModuleNotFoundError:
-        raise ValueError(f"weights={weights}: this version has no zoo of published weights; give a file") from None
-    return fetch(weights.removeprefix(ZOO))
+    return zoo.fetch(weights) if weights.startswith(zoo.PREFIX) else Path(weights).expanduser()
 
 
 def weights_at_hand(weights: str) -> Path | None:
@@ -98,12 +91,11 @@ def weights_at_hand(weights: str) -> Path | None:
     Raises:
         ValueError: where the zoo has no such weights.
     """
-    if not weights.startswith(ZOO):
+    if not weights.startswith(zoo.PREFIX):
         return Path(weights).expanduser()
-    from deeplab_recipes.model.zoo import find
     from deeplab_recipes.published import checkpoint_of
 
-    path = checkpoint_of(find(weights))
+    path = checkpoint_of(zoo.find(weights))
     return path if path.exists() else None
 
 

@@ -1,11 +1,16 @@
 import argparse
 import hashlib
+import io
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
+from loopback import Loopback, serving
 from torch import nn
 
+from deeplab_recipes.fetching import cache as cache_module
+from deeplab_recipes.fetching import transfer
 from deeplab_recipes.model.backbones import Backbone, build_backbone
 from deeplab_recipes.model.weights import load_backbone_weights
 
@@ -13,6 +18,7 @@ from deeplab_recipes.model.weights import load_backbone_weights
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(transfer, "FIRST_WAIT", 0.0)
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
@@ -132,11 +138,11 @@ def test_unknown_name_lists_the_valid_ones(spec):
 def test_deep_stems_have_mmsegmentations_weights(monkeypatch):
     asked = []
 
-    def refuse(address, path):
-        asked.append(address)
-        raise OSError("offline")
+    def refuse(request, timeout):
+        asked.append(request.full_url)
+        raise URLError("offline")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(transfer, "urlopen", refuse)
     network = build_backbone("resnet50_v1c", output_stride=32)
     with pytest.raises(ConnectionError, match=r"Put that file at .*resnet50_v1c-2cccc1ad.pth"):
         load_backbone_weights(network, "openmmlab", architecture="resnet50_v1c")
@@ -166,12 +172,16 @@ def served(state: dict[str, torch.Tensor], folder: Path) -> tuple[str, str]:
     return (folder / "served.pth").as_uri(), hashlib.sha256((folder / "served.pth").read_bytes()).hexdigest()
 
 
+def kept(cache: Path) -> list[str]:
+    return [path.name for path in cache.glob("[!.]*")]  # but for the locks
+
+
 def test_address_is_fetched_once(published, tmp_path, cache):
     address, digest = served(published, tmp_path)
     network = backbone()
     load(f"{address}#sha256={digest.upper()}", network)
     assert_holds(network, published)
-    assert [path.name for path in cache.iterdir()] == [f"served-{digest[:8]}.pth"]
+    assert kept(cache) == [f"served-{digest[:8]}.pth"]
     (tmp_path / "served.pth").unlink()
     load(f"{address}#sha256={digest}")
 
@@ -180,7 +190,7 @@ def test_wrong_hash_names_both_and_keeps_nothing(published, tmp_path, cache):
     address, digest = served(published, tmp_path)
     with pytest.raises(ValueError, match=f"sha256 is {digest}, not {'0' * 64}; the file is removed"):
         load(f"{address}#sha256={'0' * 64}")
-    assert list(cache.iterdir()) == []
+    assert kept(cache) == []
     assert (tmp_path / "served.pth").exists()
 
 
@@ -192,21 +202,54 @@ def test_unreachable_address_says_where_to_put_the_file(cache):
     assert f"cannot fetch {address}" in message
     assert f"Put that file at {cache / 'w-00000000.pth'}" in message
     assert "model.backbone_weights=FILE" in message
-    assert list(cache.iterdir()) == []
+    assert kept(cache) == []
+
+
+def test_a_transfer_that_breaks_off_goes_on(published, cache):
+    content = io.BytesIO()
+    torch.save(published, content)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    with serving(Loopback(content.getvalue(), breaks=[50_000])) as server:
+        network = backbone()
+        load(f"{server.address}w.pth#sha256={digest}", network)
+        assert server.ranges_asked() == [None, "bytes=50000-"]
+    assert_holds(network, published)
+    assert kept(cache) == [f"w-{digest[:8]}.pth"]
+
+
+def test_file_address_without_a_file_is_asked_once(tmp_path, capsys):
+    with pytest.raises(ConnectionError, match=r"cannot fetch file:.*No such file.*model\.backbone_weights=FILE"):
+        load(f"{(tmp_path / 'none.pth').as_uri()}#sha256={'0' * 64}")
+    assert "again in" not in capsys.readouterr().err
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "torch").write_bytes(b"")
+    with pytest.raises(OSError, match=r"checkpoints cannot be written \(Not a directory\); choose another: TORCH_HOME"):
+        load(f"http://127.0.0.1:9/w.pth#sha256={'0' * 64}")
+
+
+def test_a_file_put_there_by_hand_is_checked_and_stays(cache):
+    cache.mkdir(parents=True)
+    (cache / "w-00000000.pth").write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"w-00000000\.pth: its sha256 is [0-9a-f]{64}, not 0{64} of http.*remove it"):
+        load(f"http://127.0.0.1:9/w.pth#sha256={'0' * 64}")
+    assert kept(cache) == ["w-00000000.pth"]
 
 
 def test_torchvision_name_is_checked_by_the_digits_in_its_file_name(published, tmp_path, cache, monkeypatch):
     asked = []
 
-    def fetch(address: str, path: str) -> None:
+    def fetch(address: str, path: Path, **_: object) -> Path:
         asked.append(address)
         torch.save(published, path)
+        return path
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr(cache_module, "fetch", fetch)
     with pytest.raises(ValueError, match=r"sha256 is [0-9a-f]{64}, not f37072fd; the file is removed"):
         load("IMAGENET1K_V1")
     assert asked == ["https://download.pytorch.org/models/resnet18-f37072fd.pth"]
-    assert list(cache.iterdir()) == []
+    assert kept(cache) == []
 
 
 def test_real_weights(mobilenet_weights):

@@ -57,6 +57,10 @@ class Passing(Exception):
         self.wait, self.stale = wait, stale
 
 
+class NoRoom(OSError):
+    """The disk is full, or would be."""
+
+
 def note_of(path: Path) -> Path:
     """Return the file that says where a fetched file came from."""
     return path.with_name(f"{path.name}.json")
@@ -73,15 +77,24 @@ def came_from(path: Path) -> str | None:
     return None if version is None or part_of(path).exists() else version.address
 
 
-def fetch(address: str, path: Path, *, size: int | None, advice: str, say: Callable[[str], None]) -> Path:
+def fetch(
+    address: str,
+    path: Path,
+    *,
+    size: int | None,
+    advice: str,
+    say: Callable[[str], None],
+    elsewhere: str = "root=DIR",
+) -> Path:
     """Fetch a file into `part_of(path)`, going on with what is there; `note_of(path)` says which file it is.
 
     Args:
-        address: http or https.
+        address: http, https or file.
         path: where the caller will put it once it is checked.
         size: in bytes, if it is known beforehand.
         advice: what to do where it cannot be fetched.
         say: takes a line for the user.
+        elsewhere: the setting that names another disk.
 
     Returns:
         the whole file, not yet checked but for its size.
@@ -106,12 +119,16 @@ def fetch(address: str, path: Path, *, size: int | None, advice: str, say: Calla
             wait = min(failure.wait or FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
             say(f"{failure}; again in {wait:.3g} s ({failures} of {ATTEMPTS - 1})")
             time.sleep(wait)
-        except (HTTPError, ssl.SSLCertVerificationError) as refusal:
+        except (URLError, ssl.SSLCertVerificationError) as refusal:
             raise ConnectionError(f"cannot fetch {address} ({_refusal(refusal)}). {advice}") from refusal
+        except NoRoom as full:
+            raise OSError(f"{full}, or choose another disk with {elsewhere}") from full
 
 
 def _refusal(error: Exception) -> str:
-    return f"{error.code} {error.reason}" if isinstance(error, HTTPError) else f"its certificate is not valid: {error}"
+    if isinstance(error, HTTPError):
+        return f"{error.code} {error.reason}"
+    return str(error.reason) if isinstance(error, URLError) else f"its certificate is not valid: {error}"
 
 
 def _attempt(address: str, path: Path, size: int | None, say: Callable[[str], None]) -> None:
@@ -156,6 +173,8 @@ def _open(address: str, done: int, known: Version | None) -> HTTPResponse:
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise error.reason from error
+        if address.startswith("file:"):  # which is not there, and will not be in a second
+            raise
         raise Passing(str(error.reason)) from error
     except (HTTPException, OSError) as error:
         raise Passing(_reason(error)) from error
@@ -188,11 +207,8 @@ def _read(response: HTTPResponse) -> bytes:
         raise Passing(_reason(error)) from error
 
 
-def _no_room(part: Path, problem: str) -> OSError:
-    return OSError(
-        f"{part.parent}: {problem}; make room and run the same command again, it goes on from there, or choose "
-        "another disk with root=DIR"
-    )
+def _no_room(part: Path, problem: str) -> NoRoom:
+    return NoRoom(f"{part.parent}: {problem}; make room and run the same command again, it goes on from there")
 
 
 def _require_room(part: Path, total: int | None, done: int) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-from deeplab_recipes.legacy.tables import COUNT, NOT_NEGATIVE, POSITIVE, Choice, Key, Refused, Table, Translation, apply
+from deeplab_recipes.legacy import kinds
+from deeplab_recipes.legacy.tables import Choice, Key, Refused, Table, Translation, apply
 
 SYSTEM = "asahi417's command line"
 TRAIN, BUILD = "train.py", "build_tfrecord.py"
@@ -59,11 +60,11 @@ TABLE: Table = {
         }
     ),
     "model": Choice({"deeplab": ""}),
-    "batch_size": Key(COUNT, "batch_size={}"),
-    "learning_rate": Key(POSITIVE, "optimizer.lr={}"),
-    "weight_decay": Key(NOT_NEGATIVE, "optimizer.weight_decay={}"),
-    "aspp_depth": Key(COUNT, "model.aspp_channels={}"),
-    "crop_size": Key(COUNT, lambda side, values: f"data.crop_size=[{side},{side}]"),
+    "batch_size": Key(kinds.COUNT, "batch_size={}"),
+    "learning_rate": Key(kinds.POSITIVE, "optimizer.lr={}"),
+    "weight_decay": Key(kinds.NOT_NEGATIVE, "optimizer.weight_decay={}"),
+    "aspp_depth": Key(kinds.COUNT, "model.aspp_channels={}"),
+    "crop_size": Key(kinds.COUNT, lambda side, values: f"data.crop_size=[{side},{side}]"),
     "output_stride": Choice({8: "model.output_stride=8", 16: "model.output_stride=16"}),
     "off_decoder": Choice({False: "model.decoder=true", True: "model.decoder=false"}),
     "off_fine_tune_batch_norm": Choice(

@@ -7,18 +7,8 @@ model.py. Its MobileNetV2 has output stride 8 whatever OS says, and no atrous br
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deeplab_recipes.legacy.tables import (
-    COUNT,
-    POSITIVE,
-    Choice,
-    Key,
-    Kind,
-    Refused,
-    Table,
-    Translation,
-    apply,
-    flatten,
-)
+from deeplab_recipes.legacy import kinds
+from deeplab_recipes.legacy.tables import Choice, Key, Refused, Table, Translation, apply, flatten, sizes
 
 SYSTEM = "bonlime's Deeplabv3(...)"
 CALL = "Deeplabv3"
@@ -34,13 +24,13 @@ DEFAULTS: Mapping[str, Any] = {
     "alpha": 1.0,
 }
 ZOO = {"pascal_voc": "voc", "cityscapes": "cityscapes"}
-SHAPE = Kind(
+SHAPE = kinds.Kind(
     "(height, width, 3), or (None, None, 3) for any size",
     lambda v: (
         isinstance(v, list)
         and len(v) == 3
         and v[2] == 3
-        and (v[:2] == [None, None] or all(COUNT.accepts(n) and n >= 33 for n in v[:2]))
+        and (v[:2] == [None, None] or all(kinds.COUNT.accepts(n) and n >= 33 for n in v[:2]))
     ),
 )
 
@@ -58,8 +48,7 @@ def _weights(name: str | None, values: Mapping[str, Any]) -> list[str]:
 
 
 def _size(shape: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
-    keys = ("data.crop_size", "data.base_size", "data.evaluate_sizes.square")
-    return [] if shape[0] is None else [f"{key}=[{shape[0]},{shape[1]}]" for key in keys]
+    return [] if shape[0] is None else sizes(shape[0], shape[1], "square")
 
 
 def _output_stride(stride: int, values: Mapping[str, Any]) -> str:
@@ -81,17 +70,18 @@ TABLE: Table = {
         }
     ),
     "weights": Key(
-        Kind("'pascal_voc', 'cityscapes' or None", lambda v: v is None or (isinstance(v, str) and v in ZOO)), _weights
+        kinds.Kind("'pascal_voc', 'cityscapes' or None", lambda v: v is None or (isinstance(v, str) and v in ZOO)),
+        _weights,
     ),
     "input_shape": Key(SHAPE, _size),
     "input_tensor": Choice({None: ""}),
-    "classes": Key(COUNT, "", "the data bring their classes, whatever their number"),
+    "classes": Key(kinds.COUNT, "", "the data bring their classes, whatever their number"),
     "OS": Key(
-        Kind("8 or 16", lambda v: COUNT.accepts(v) and v in (8, 16)),
+        kinds.Kind("8 or 16", lambda v: kinds.COUNT.accepts(v) and v in (8, 16)),
         _output_stride,
         "xception's only, as there",
     ),
-    "alpha": Key(POSITIVE, _width, "mobilenetv2's only, as there"),
+    "alpha": Key(kinds.POSITIVE, _width, "mobilenetv2's only, as there"),
     "activation": Choice({None: "", "softmax": LOGITS, "sigmoid": LOGITS}),
 }
 

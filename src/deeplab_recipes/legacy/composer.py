@@ -5,23 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from deeplab_recipes.legacy.tables import (
-    COUNT,
-    NATURAL,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    SWITCH,
-    WHOLE,
-    Choice,
-    Key,
-    Kind,
-    Refused,
-    Table,
-    Translation,
-    apply,
-    flatten,
-)
+from deeplab_recipes.legacy import kinds
+from deeplab_recipes.legacy.tables import Choice, Key, Refused, Table, Translation, apply, flatten
 
 SYSTEM = "Composer's YAML"
 CALL_SYSTEM = "Composer's composer_deeplabv3(...)"
@@ -66,11 +51,11 @@ def _duration(text: str, values: Mapping[str, Any]) -> list[str]:
 
 IGNORED = "every data set here brings its own number for pixels to ignore (255 in training)"
 MODEL: Table = {
-    "num_classes": Key(COUNT, ""),
+    "num_classes": Key(kinds.COUNT, ""),
     "backbone_arch": Choice({name: f"model.backbone={name}" for name in ("resnet50", "resnet101")}),
     "use_plus": Choice({True: "model.head=deeplabv3plus", False: "model.head=deeplabv3"}),
-    "is_backbone_pretrained": Key(SWITCH, _weights),
-    "backbone_url": Key(Kind("an address, or an empty one", lambda v: isinstance(v, str)), ""),
+    "is_backbone_pretrained": Key(kinds.SWITCH, _weights),
+    "backbone_url": Key(kinds.Kind("an address, or an empty one", lambda v: isinstance(v, str)), ""),
     "backbone_weights": Choice(
         {
             None: "model.backbone_weights=none",
@@ -79,33 +64,33 @@ MODEL: Table = {
         }
     ),
     "initializers": Key(
-        Kind(
+        kinds.Kind(
             "a list of kaiming_normal, bn_ones",
             lambda v: isinstance(v, list) and all(name in ("kaiming_normal", "bn_ones") for name in v),
         ),
         "model.initializers={}",
     ),
-    "sync_bn": Key(SWITCH, "trainer.sync_batchnorm={}"),
-    "cross_entropy_weight": Key(NOT_NEGATIVE, "loss.cross_entropy={}"),
-    "dice_weight": Key(NOT_NEGATIVE, "loss.dice={}"),
-    "ignore_index": Key(WHOLE, "", IGNORED),
+    "sync_bn": Key(kinds.SWITCH, "trainer.sync_batchnorm={}"),
+    "cross_entropy_weight": Key(kinds.NOT_NEGATIVE, "loss.cross_entropy={}"),
+    "dice_weight": Key(kinds.NOT_NEGATIVE, "loss.dice={}"),
+    "ignore_index": Key(kinds.WHOLE, "", IGNORED),
 }
 OPTIMIZERS = ("sgd", "decoupled_sgdw")
 OPTIMIZER: Table = {
-    "lr": Key(POSITIVE, "optimizer.lr={}"),
-    "momentum": Key(SHARE, "optimizer.momentum={}"),
-    "weight_decay": Key(NOT_NEGATIVE, "optimizer.weight_decay={}"),
-    "dampening": Key(SHARE, "optimizer.dampening={}"),
-    "nesterov": Key(SWITCH, "optimizer.nesterov={}"),
+    "lr": Key(kinds.POSITIVE, "optimizer.lr={}"),
+    "momentum": Key(kinds.SHARE, "optimizer.momentum={}"),
+    "weight_decay": Key(kinds.NOT_NEGATIVE, "optimizer.weight_decay={}"),
+    "dampening": Key(kinds.SHARE, "optimizer.dampening={}"),
+    "nesterov": Key(kinds.SWITCH, "optimizer.nesterov={}"),
 }
 OPTIMIZER_DEFAULTS = {"momentum": 0, "weight_decay": 0, "dampening": 0, "nesterov": False}
 SCHEDULES: Mapping[str, Table] = {
     "polynomial": {
-        "power": Key(POSITIVE, "schedule.power={}"),
-        "alpha_f": Key(SHARE, "schedule.alpha_f={}"),
+        "power": Key(kinds.POSITIVE, "schedule.power={}"),
+        "alpha_f": Key(kinds.SHARE, "schedule.alpha_f={}"),
         "t_max": Choice({"1dur": ""}),
     },
-    "cosine_decay": {"alpha_f": Key(SHARE, "schedule.alpha_f={}"), "t_max": Choice({"1dur": ""})},
+    "cosine_decay": {"alpha_f": Key(kinds.SHARE, "schedule.alpha_f={}"), "t_max": Choice({"1dur": ""})},
     "constant": {},
 }
 SCHEDULE_NAMES = {"polynomial": "polynomial", "cosine_decay": "cosine", "constant": "constant"}
@@ -116,12 +101,14 @@ SCHEDULE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 TOP: Table = {
     "max_duration": Key(
-        Kind("epochs as 127ep, or batches as 90000ba", lambda v: re.fullmatch(r"[1-9]\d*(ep|ba)", str(v)) is not None),
+        kinds.Kind(
+            "epochs as 127ep, or batches as 90000ba", lambda v: re.fullmatch(r"[1-9]\d*(ep|ba)", str(v)) is not None
+        ),
         _duration,
     ),
-    "train_batch_size": Key(COUNT, "batch_size={}"),
-    "eval_batch_size": Key(COUNT, "evaluate_batch_size={}", "there of all devices, here of each"),
-    "seed": Key(NATURAL, "seed={}"),
+    "train_batch_size": Key(kinds.COUNT, "batch_size={}"),
+    "eval_batch_size": Key(kinds.COUNT, "evaluate_batch_size={}", "there of all devices, here of each"),
+    "seed": Key(kinds.NATURAL, "seed={}"),
     "precision": Choice(
         {
             "amp": "trainer.precision=16-mixed",

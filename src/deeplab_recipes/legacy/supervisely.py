@@ -7,22 +7,8 @@ norm as its weights have it, and fills what the JSON leaves out from DEFAULTS (s
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from deeplab_recipes.legacy.tables import (
-    COUNT,
-    NATURAL,
-    POSITIVE,
-    SHARE,
-    SWITCH,
-    TEXT,
-    Choice,
-    Key,
-    Kind,
-    Table,
-    Translation,
-    apply,
-    flatten,
-    list_of,
-)
+from deeplab_recipes.legacy import kinds
+from deeplab_recipes.legacy.tables import Choice, Key, Table, Translation, apply, flatten, sizes
 
 SYSTEM = "Supervisely's training JSON"
 SIDES = ("left", "top", "right", "bottom")
@@ -53,8 +39,7 @@ def _global_batch(images: int, values: Mapping[str, Any]) -> str:
 
 
 def _size(height: int, values: Mapping[str, Any]) -> list[str]:
-    size = f"[{height},{values['input_size.width']}]"
-    return [f"{key}={size}" for key in ("data.crop_size", "data.base_size", "data.evaluate_sizes.square")]
+    return sizes(height, values["input_size.width"], "square")
 
 
 def _rates(rates: Sequence[int], values: Mapping[str, Any]) -> str | list[str]:
@@ -71,22 +56,22 @@ def _on_corrupt(images: int, values: Mapping[str, Any]) -> str:
 
 
 ONE_NUMBER = "data.workers is one number for both parts, and that of train is taken"
-DEVICES = list_of(NATURAL)
+DEVICES = kinds.list_of(kinds.NATURAL)
 TABLE: Table = {
-    "lr": Key(POSITIVE, "optimizer.lr={}"),
-    "epochs": Key(COUNT, "trainer.max_epochs={}"),
-    "val_every": Key(POSITIVE, "trainer.evaluate_every={}"),
-    "batch_size.train": Key(COUNT, _global_batch),
-    "batch_size.val": Key(COUNT, "evaluate_batch_size={}"),
-    "input_size.height": Key(COUNT, _size),
-    "input_size.width": Key(COUNT, ""),  # with the height
+    "lr": Key(kinds.POSITIVE, "optimizer.lr={}"),
+    "epochs": Key(kinds.COUNT, "trainer.max_epochs={}"),
+    "val_every": Key(kinds.POSITIVE, "trainer.evaluate_every={}"),
+    "batch_size.train": Key(kinds.COUNT, _global_batch),
+    "batch_size.val": Key(kinds.COUNT, "evaluate_batch_size={}"),
+    "input_size.height": Key(kinds.COUNT, _size),
+    "input_size.width": Key(kinds.COUNT, ""),  # with the height
     "gpu_devices": Key(DEVICES, "trainer.devices={}"),
-    "data_workers.train": Key(NATURAL, "data.workers={}"),
-    "data_workers.val": Key(NATURAL, "", ONE_NUMBER),
-    "dataset_tags.train": Key(TEXT, "data.source.train_tag={}"),
-    "dataset_tags.val": Key(TEXT, "data.source.validation_tag={}"),
-    "special_classes.background": Key(TEXT, "data.source.background={}"),
-    "special_classes.neutral": Key(TEXT, "data.source.neutral={}"),
+    "data_workers.train": Key(kinds.NATURAL, "data.workers={}"),
+    "data_workers.val": Key(kinds.NATURAL, "", ONE_NUMBER),
+    "dataset_tags.train": Key(kinds.TEXT, "data.source.train_tag={}"),
+    "dataset_tags.val": Key(kinds.TEXT, "data.source.validation_tag={}"),
+    "special_classes.background": Key(kinds.TEXT, "data.source.background={}"),
+    "special_classes.neutral": Key(kinds.TEXT, "data.source.neutral={}"),
     "weights_init_type": Choice(
         {"transfer_learning": "init=transfer_learning", "continue_training": "init=continue_training"}
     ),
@@ -97,14 +82,16 @@ TABLE: Table = {
         }
     ),
     "output_stride": Choice({stride: f"model.output_stride={stride}" for stride in (8, 16, 32)}),
-    "atrous_rates": Key(list_of(COUNT, empty=True), _rates),
+    "atrous_rates": Key(kinds.list_of(kinds.COUNT, empty=True), _rates),
     "weight_decay": Key(
-        POSITIVE,
+        kinds.POSITIVE,
         "optimizer.weight_decay={}",
         "the plugin left it out of its loss, here it acts; 0 is what it did",
     ),
-    "allow_corrupted_samples.train": Key(NATURAL, _on_corrupt, "data.on_corrupt is raise or skip, without a number"),
-    "allow_corrupted_samples.val": Key(NATURAL, "", "data.on_corrupt is one for both parts, that of train"),
+    "allow_corrupted_samples.train": Key(
+        kinds.NATURAL, _on_corrupt, "data.on_corrupt is raise or skip, without a number"
+    ),
+    "allow_corrupted_samples.val": Key(kinds.NATURAL, "", "data.on_corrupt is one for both parts, that of train"),
 }
 
 
@@ -125,21 +112,21 @@ def translate(content: Mapping[str, Any]) -> Translation:
     return translation
 
 
-BOUND = Kind(
+BOUND = kinds.Kind(
     "a size as '10px' or '10%'",
     lambda v: isinstance(v, str) and v.removesuffix("px").removesuffix("%").isdigit() and not v.isdigit(),
 )
-CLASS_NAMES = Kind(
+CLASS_NAMES = kinds.Kind(
     "'__all__' or a list of class names",
-    lambda v: v == "__all__" or (isinstance(v, list) and all(map(TEXT.accepts, v))),
+    lambda v: v == "__all__" or (isinstance(v, list) and all(map(kinds.TEXT.accepts, v))),
 )
-SUFFIX = Kind("a word, or an empty one", lambda v: isinstance(v, str))
+SUFFIX = kinds.Kind("a word, or an empty one", lambda v: isinstance(v, str))
 LATER = "waits for the verb predict"
 NO_TAGS = "without effect: a segmentation model gives no tags"
 # No setting of training: each note says what a key is in Python, or what it waits for.
 INFERENCE_TABLE: Table = {
-    "model.gpu_device": Key(NATURAL, "", "predictor = load_predictor(CHECKPOINT, device='cuda:NUMBER')"),
-    "model.min_score_threshold": Key(SHARE, "", LATER),
+    "model.gpu_device": Key(kinds.NATURAL, "", "predictor = load_predictor(CHECKPOINT, device='cuda:NUMBER')"),
+    "model.min_score_threshold": Key(kinds.SHARE, "", LATER),
     "mode.name": Choice(
         dict.fromkeys(("full_image", "roi", "bboxes", "sliding_window"), ""),
         "full_image is predictor(image); the other modes wait for the verb predict",
@@ -148,12 +135,12 @@ INFERENCE_TABLE: Table = {
     "mode.model_classes.add_suffix": Key(SUFFIX, "", "[name + suffix for name in predictor.classes]"),
     "mode.model_tags.save_names": Key(CLASS_NAMES, "", NO_TAGS),
     "mode.model_tags.add_suffix": Key(SUFFIX, "", NO_TAGS),
-    "mode.save_probabilities": Key(SWITCH, "", "predictor.logits(image).softmax(0)"),
+    "mode.save_probabilities": Key(kinds.SWITCH, "", "predictor.logits(image).softmax(0)"),
     **{f"mode.{group}.{side}": Key(BOUND, "", LATER) for group in ("bounds", "padding") for side in SIDES},
-    **{f"mode.window.{side}": Key(COUNT, "", LATER) for side in ("width", "height")},
-    **{f"mode.min_overlap.{side}": Key(NATURAL, "", LATER) for side in ("x", "y")},
-    "mode.save": Key(SWITCH, "", LATER),
-    "mode.class_name": Key(TEXT, "", LATER),
+    **{f"mode.window.{side}": Key(kinds.COUNT, "", LATER) for side in ("width", "height")},
+    **{f"mode.min_overlap.{side}": Key(kinds.NATURAL, "", LATER) for side in ("x", "y")},
+    "mode.save": Key(kinds.SWITCH, "", LATER),
+    "mode.class_name": Key(kinds.TEXT, "", LATER),
     "mode.from_classes": Key(CLASS_NAMES, "", LATER),
     "mode.add_suffix": Key(SUFFIX, "", LATER),
 }

@@ -1,57 +1,13 @@
-"""What a table of older settings is made of: each key, the values that it may have, and what they are called here."""
+"""What a table of older settings is made of: each key, and what its values are called here."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from deeplab_recipes.config import literal, suggestion
+from deeplab_recipes.legacy.kinds import Kind
 
 SHOWN = 100  # characters of a value in a message
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Values that a key may have.
-
-    Attributes:
-        says: them in words, after "it takes".
-        accepts: whether a value is one.
-    """
-
-    says: str
-    accepts: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-POSITIVE = Kind("a number above 0", lambda v: _is_number(v) and v > 0)
-NOT_NEGATIVE = Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
-SHARE = Kind("a number of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1)
-WHOLE = Kind("a whole number", _is_whole)
-COUNT = Kind("a whole number of at least 1", lambda v: _is_whole(v) and v > 0)
-NATURAL = Kind("a whole number of at least 0", lambda v: _is_whole(v) and v >= 0)
-SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
-# Unprintable characters cannot be typed on the command line that is printed, and ${...} would be looked up there.
-TEXT = Kind(
-    "a word of printable characters, without ${",
-    lambda v: isinstance(v, str) and v.strip() != "" and v.isprintable() and "${" not in v,
-)
-
-
-def list_of(kind: Kind, *, empty: bool = False) -> Kind:
-    """Return lists of a kind of values."""
-
-    def accepts(value: Any) -> bool:
-        return isinstance(value, list) and (empty or len(value) > 0) and all(map(kind.accepts, value))
-
-    return Kind(f"a list of values that are each {kind.says}", accepts)
 
 
 @dataclass(frozen=True)
@@ -146,6 +102,12 @@ def shown(value: Any) -> str:
     """Return a value for a message, of a long one the beginning."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def sizes(height: int, width: int, protocol: str) -> list[str]:
+    """Return overrides that squash or fit images to one size, in training and in evaluation by a protocol."""
+    keys = ("data.crop_size", "data.base_size", f"data.evaluate_sizes.{protocol}")
+    return [f"{key}=[{height},{width}]" for key in keys]
 
 
 def flatten(content: Mapping[str, Any], table: Table, prefix: str = "") -> dict[str, Any]:

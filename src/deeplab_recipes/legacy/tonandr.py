@@ -7,22 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplab_recipes.config import literal
-from deeplab_recipes.legacy.tables import (
-    COUNT,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    SWITCH,
-    TEXT,
-    Choice,
-    Key,
-    Kind,
-    Refused,
-    Table,
-    Translation,
-    apply,
-    flatten,
-)
+from deeplab_recipes.legacy import kinds
+from deeplab_recipes.legacy.tables import Choice, Key, Refused, Table, Translation, apply, flatten, sizes
 
 SYSTEM = "tonandr's JSON"
 BASE = ("+recipe=voc_dense_prediction_cell",)
@@ -31,7 +17,7 @@ PUBLISHED = [  # model.dense_prediction_cell's, without its import of torch
     for rate, source in (([1, 6], -1), ([18, 15], 0), ([6, 3], 1), ([1, 1], 0), ([6, 21], 0))
 ]
 CELL = ("reduction_size", "concat_channels", "conv_rate_multiplier", "depth_multiplier")
-BRANCHES = Kind(
+BRANCHES = kinds.Kind(
     "a list of branches as {op: conv, kernel: 3, rate: [1, 6], input: -1}",
     lambda v: isinstance(v, list) and v != [] and all(isinstance(branch, Mapping) for branch in v),
 )
@@ -55,7 +41,7 @@ def _share_of_batch(momentum: float, values: Mapping[str, Any]) -> str:
 
 
 def _size(side: int, values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}=[{side},{side}]" for key in ("data.crop_size", "data.base_size", "data.evaluate_sizes.keep_ratio")]
+    return sizes(side, side, "keep_ratio")
 
 
 def _cell(branches: list[Any], values: Mapping[str, Any]) -> str:
@@ -82,31 +68,33 @@ PLATEAU = "a factor of each epoch here; its code took it where the loss stood st
 EVALUATES = Refused("training reads mode=train only; the verb evaluate is to come")
 TABLE: Table = {
     "mode": Choice({"train": "", "evaluate": EVALUATES}),
-    "raw_data_path": Key(TEXT, "data.root={}"),
+    "raw_data_path": Key(kinds.TEXT, "data.root={}"),
     "model_loading": Choice({False: "", True: "init=continue_training"}),
-    "multi_gpu": Key(SWITCH, _devices),
-    "num_gpus": Key(COUNT, "", "read with multi_gpu=true only, as there"),
-    "hps.lr": Key(POSITIVE, "optimizer.lr={}"),
-    "hps.beta_1": Key(SHARE, _betas),
-    "hps.beta_2": Key(SHARE, ""),  # with beta_1
-    "hps.decay": Key(NOT_NEGATIVE, _decay),
-    "hps.epochs": Key(COUNT, "trainer.max_epochs={}"),
-    "hps.batch_size": Key(COUNT, "batch_size={}"),
-    "hps.weight_decay": Key(NOT_NEGATIVE, _doubled, "doubled: its penalty is wd w^2, torch's wd w^2 / 2"),
-    "hps.bn_momentum": Key(SHARE, _share_of_batch, "the share that is kept there, the share that is taken in here"),
-    "hps.bn_scale": Key(SWITCH, "model.batchnorm_scale={}"),
+    "multi_gpu": Key(kinds.SWITCH, _devices),
+    "num_gpus": Key(kinds.COUNT, "", "read with multi_gpu=true only, as there"),
+    "hps.lr": Key(kinds.POSITIVE, "optimizer.lr={}"),
+    "hps.beta_1": Key(kinds.SHARE, _betas),
+    "hps.beta_2": Key(kinds.SHARE, ""),  # with beta_1
+    "hps.decay": Key(kinds.NOT_NEGATIVE, _decay),
+    "hps.epochs": Key(kinds.COUNT, "trainer.max_epochs={}"),
+    "hps.batch_size": Key(kinds.COUNT, "batch_size={}"),
+    "hps.weight_decay": Key(kinds.NOT_NEGATIVE, _doubled, "doubled: its penalty is wd w^2, torch's wd w^2 / 2"),
+    "hps.bn_momentum": Key(
+        kinds.SHARE, _share_of_batch, "the share that is kept there, the share that is taken in here"
+    ),
+    "hps.bn_scale": Key(kinds.SWITCH, "model.batchnorm_scale={}"),
     "hps.reduce_lr_factor": Key(
-        Kind("a number above 0 and at most 1", lambda v: POSITIVE.accepts(v) and v <= 1), _factor, PLATEAU
+        kinds.Kind("a number above 0 and at most 1", lambda v: kinds.POSITIVE.accepts(v) and v <= 1), _factor, PLATEAU
     ),
     "nn_arch.output_stride": Choice({stride: f"model.output_stride={stride}" for stride in (8, 16, 32)}),
-    "nn_arch.image_size": Key(COUNT, _size),
+    "nn_arch.image_size": Key(kinds.COUNT, _size),
     "nn_arch.num_classes": Key(
-        Kind("21, as VOC has; another data set brings its own number: data=NAME", lambda v: v == 21), ""
+        kinds.Kind("21, as VOC has; another data set brings its own number: data=NAME", lambda v: v == 21), ""
     ),
-    "nn_arch.mv2_depth_multiplier": Key(POSITIVE, "model.width_multiplier={}"),
-    "nn_arch.dropout_rate": Key(SHARE, "model.dropout={}"),
+    "nn_arch.mv2_depth_multiplier": Key(kinds.POSITIVE, "model.width_multiplier={}"),
+    "nn_arch.dropout_rate": Key(kinds.SHARE, "model.dropout={}"),
     "nn_arch.encoder_middle_conf": Key(BRANCHES, _cell),
-    **{f"nn_arch.{key}": Key(COUNT, "") for key in CELL},  # with encoder_middle_conf
+    **{f"nn_arch.{key}": Key(kinds.COUNT, "") for key in CELL},  # with encoder_middle_conf
 }
 
 

@@ -1,6 +1,7 @@
 """The model: backbone, head, and logits at the size of the images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, distributed, nn
@@ -186,67 +187,125 @@ def build_deeplab(
         ImportError: mmsegmentation is missing.
         ConnectionError: the weights cannot be fetched.
     """
-    options: dict[str, Any] = {
-        "width_multiplier": width_multiplier,
-        "width_divisor": width_divisor,
-        "padding": padding,
-        "low_level_features": low_level_features,
-        "multi_grid": multi_grid,
-    }
-    features = build_backbone(backbone, output_stride=output_stride, **options)
-    options["multi_grid"] = None if multi_grid is None else list(multi_grid)
-    settings: dict[str, Any] = {
-        "output_stride": output_stride,
-        # As given, not resolved: rebuilt at another output stride, the default has to follow it.
-        "aspp_dilations": None if aspp_dilations is None else list(aspp_dilations),
-        "aspp_channels": aspp_channels,
-        "dropout": dropout,
-        "decoder_channels": decoder_channels,
-        "decoder": decoder,
-        "image_pooling": image_pooling,
-        "dense_prediction_cell": dense_prediction_cell,
-        "align_corners": align_corners,
-    }
-    classifier = build_head(head, num_classes, feature_channels=features.channels, **settings)
-    if low_level_features != "block" and head != "deeplabv3plus" and getattr(classifier, "decoder", None) is None:
-        raise ValueError(f"low_level_features={low_level_features} acts with a decoder only: leave it at block")
-    if dense_prediction_cell is not None:  # what a file says: a checkpoint does without the file
-        settings["dense_prediction_cell"] = parse_cell(dense_prediction_cell).described()
+    shape = _BackboneArguments(
+        width_multiplier=width_multiplier,
+        width_divisor=width_divisor,
+        padding=padding,
+        low_level_features=low_level_features,
+        multi_grid=multi_grid,
+    )
+    layers = _HeadArguments(
+        output_stride=output_stride,
+        aspp_dilations=None if aspp_dilations is None else list(aspp_dilations),
+        aspp_channels=aspp_channels,
+        dropout=dropout,
+        decoder_channels=decoder_channels,
+        decoder=decoder,
+        image_pooling=image_pooling,
+        dense_prediction_cell=dense_prediction_cell,
+        align_corners=align_corners,
+    )
+    norms = _BatchNormArguments(batchnorm_epsilon, batchnorm_momentum, batchnorm_scale)
+    features = build_backbone(backbone, output_stride=output_stride, **vars(shape))
+    classifier = _build_classifier(head, num_classes, features, layers, low_level_features)
     sizes = {"feature_channels": features.channels, "dropout": dropout}
     auxiliary = build_auxiliary_head(num_classes, **sizes) if auxiliary_head else None
-    heads = [part for part in (classifier, auxiliary) if part is not None]
-    norms = _set_batchnorm(features, heads, batchnorm_epsilon, batchnorm_momentum, batchnorm_scale)
+    norms.set_on(features, classifier, auxiliary)
     names = {"num_classes": num_classes, "backbone": backbone, "head": head}
-    untrained = {"backbone_weights": None, "initializers": []}
     training = {
         "auxiliary_head": auxiliary_head,
         "freeze_batchnorm": batchnorm_choice(freeze_batchnorm),
         "freeze_backbone": frozen_stages(freeze_backbone, features),
     }
-    arguments = {**names, **options, **settings, **norms, **training, **untrained}
+    untrained = {"backbone_weights": None, "initializers": []}
+    arguments = {**names, **shape.described(), **layers.described(), **norms.described(), **training, **untrained}
     model = DeepLab(features, classifier, arguments, auxiliary)
-    for part in () if initializers else heads:
-        init_weights(part)
-    # The weights come last and replace the whole backbone, so that the initializers then decide the head.
-    apply_initializers(model, initializers)
-    load_backbone_weights(model.backbone, backbone_weights, architecture=backbone)
+    _start(model, initializers, backbone_weights)
     return model
 
 
-def _set_batchnorm(
-    backbone: Backbone, heads: Sequence[nn.Module], epsilon: PerPart, momentum: PerPart, scale: bool
-) -> dict[str, Any]:
-    """Set the batch norms of both parts, and return the arguments as builtins."""
-    if not isinstance(scale, bool):
-        raise ValueError(f"batchnorm_scale must be true or false, got {scale!r}")
-    epsilons = _per_part("batchnorm_epsilon", epsilon, None)
-    momenta = _per_part("batchnorm_momentum", momentum, BATCHNORM_MOMENTUM)
-    set_batchnorm(backbone, epsilon=epsilons["backbone"], momentum=momenta["backbone"])
-    for head in heads:
-        set_batchnorm(head, epsilon=epsilons["head"], momentum=momenta["head"], scale=scale)
-    given = {"batchnorm_epsilon": epsilon, "batchnorm_momentum": momentum}
-    given = {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items()}
-    return {**given, "batchnorm_scale": scale}
+@dataclass(frozen=True)
+class _BackboneArguments:
+    """Arguments of `build_deeplab` that the backbone is built from."""
+
+    width_multiplier: float
+    width_divisor: int
+    padding: str
+    low_level_features: str
+    multi_grid: Sequence[int] | None
+
+    def described(self) -> dict[str, Any]:
+        """Return them as builtins."""
+        return {**vars(self), "multi_grid": None if self.multi_grid is None else list(self.multi_grid)}
+
+
+@dataclass(frozen=True)
+class _HeadArguments:
+    """Arguments of `build_deeplab` that the head is built from."""
+
+    output_stride: int
+    aspp_dilations: list[int] | None
+    aspp_channels: int
+    dropout: float
+    decoder_channels: int
+    decoder: bool | None
+    image_pooling: bool
+    dense_prediction_cell: CellSpec
+    align_corners: bool | None
+
+    def described(self) -> dict[str, Any]:
+        """Return them as builtins: of a cell what its file says, for a checkpoint does without the file.
+
+        The dilations stay as they were given: rebuilt at another output stride, the default has to follow it.
+        """
+        cell = self.dense_prediction_cell
+        return {**vars(self), "dense_prediction_cell": None if cell is None else parse_cell(cell).described()}
+
+
+@dataclass(frozen=True)
+class _BatchNormArguments:
+    """Arguments of `build_deeplab` that all batch norms take, or those of a part."""
+
+    epsilon: PerPart
+    momentum: PerPart
+    scale: bool
+
+    def set_on(self, backbone: Backbone, *heads: nn.Module | None) -> None:
+        """Set the batch norms of all parts, in place."""
+        if not isinstance(self.scale, bool):
+            raise ValueError(f"batchnorm_scale must be true or false, got {self.scale!r}")
+        epsilons = _per_part("batchnorm_epsilon", self.epsilon, None)
+        momenta = _per_part("batchnorm_momentum", self.momentum, BATCHNORM_MOMENTUM)
+        set_batchnorm(backbone, epsilon=epsilons["backbone"], momentum=momenta["backbone"])
+        for head in filter(None, heads):
+            set_batchnorm(head, epsilon=epsilons["head"], momentum=momenta["head"], scale=self.scale)
+
+    def described(self) -> dict[str, Any]:
+        """Return them as builtins."""
+        given = {"batchnorm_epsilon": self.epsilon, "batchnorm_momentum": self.momentum}
+        given = {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items()}
+        return {**given, "batchnorm_scale": self.scale}
+
+
+def _build_classifier(
+    name: str, num_classes: int, backbone: Backbone, arguments: _HeadArguments, low_level_features: str
+) -> nn.Module:
+    head = build_head(name, num_classes, feature_channels=backbone.channels, **vars(arguments))
+    if low_level_features != "block" and name != "deeplabv3plus" and getattr(head, "decoder", None) is None:
+        raise ValueError(f"low_level_features={low_level_features} acts with a decoder only: leave it at block")
+    return head
+
+
+def _start(model: DeepLab, initializers: Sequence[str], backbone_weights: str | None) -> None:
+    """Give the weights the values that training begins with, in place.
+
+    The backbone's weights come last and replace the whole of it, so that the initializers then decide the head.
+    """
+    if not initializers:
+        for head in filter(None, (model.head, model.auxiliary_head)):
+            init_weights(head)
+    apply_initializers(model, initializers)
+    load_backbone_weights(model.backbone, backbone_weights, architecture=model.arguments["backbone"])
 
 
 def _per_part(name: str, value: PerPart, default: float | None) -> dict[str, float | None]:

@@ -1,17 +1,14 @@
 """Pretrained backbone weights: where they come from, and that they really fit."""
 
-import hashlib
-import os
 import re
-from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 from torchvision.models import get_model_weights, list_models
 
+from deeplab_recipes.fetching.cache import fetch_into_cache
 from deeplab_recipes.model.backbones import Backbone
 from deeplab_recipes.model.choices import did_you_mean
 from deeplab_recipes.model.fitting import misfit
@@ -102,30 +99,8 @@ def _split_address(spec: str) -> tuple[str, str, str]:
 
 def _fetch(address: str, filename: str, sha256: str) -> Path:
     """Return the checked file in torch.hub's directory; ``sha256`` may be the first digits only."""
-    path = Path(torch.hub.get_dir(), "checkpoints", filename)
-    if path.exists():
-        _verify(path, address, sha256)
-        return path
-    partial = path.with_name(f"{filename}.{uuid4().hex}")  # several processes may fetch at once
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(partial))
-    except (OSError, HTTPException) as error:
-        raise ConnectionError(
-            f"cannot fetch {address} ({error}). Put that file at {path}, or give a copy of it: "
-            "model.backbone_weights=FILE"
-        ) from error
-    _verify(partial, address, sha256)
-    os.replace(partial, path)
-    return path
-
-
-def _verify(path: Path, address: str, sha256: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(sha256):
-        path.unlink()
-        raise ValueError(f"{path} from {address}: sha256 is {found}, not {sha256}; the file is removed")
+    advice = "or give a copy of it: model.backbone_weights=FILE"
+    return fetch_into_cache(address, filename, digits=sha256, advice=advice)
 
 
 def _read(path: Path) -> object:

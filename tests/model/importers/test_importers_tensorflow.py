@@ -307,7 +307,7 @@ def test_every_tensor_of_an_xception_has_its_place(name):
         if "/unit_" in scope:
             block, part = scope.rsplit("/", 1)
             scope = f"{block}/xception_module/{part}"
-        assert tensorflow._xception_keys(scope) == (f"backbone.{layer}.conv", f"backbone.{layer}.bn")
+        assert tensorflow._xception_place(scope) == (f"backbone.{layer}.conv", f"backbone.{layer}.bn")
 
 
 @pytest.fixture

@@ -200,8 +200,12 @@ def test_weights_that_have_no_place_are_named(saved):
     [
         ({"dense": {"kernel": (2, 2)}}, {}, "is not of bonlime's Deeplabv3: it has dense, and not"),
         (mobilenet(), {"output_stride": 16}, "output_stride=16, but bonlime's MobileNetV2 is always built at 8"),
-        (mobilenet(), {"width_multiplier": 0.5}, r"have \[8, 8, .* which a width multiplier of 0.5 has others"),
-        ({**mobilenet(), **dict(convolution("expanded_conv_project", 16, 9))}, {}, "none that is known has; give it"),
+        (mobilenet(), {"width_multiplier": 0.5}, r"have \[8, 8, .* which width_multiplier=0.5 does not give"),
+        (
+            {**mobilenet(), **dict(convolution("expanded_conv_project", 16, 9))},
+            {},
+            "which no known width_multiplier gives; name it",
+        ),
         ({k: v for k, v in xception().items() if "unit_16" not in k}, {}, "its middle flow has 15 units"),
         (xception(), {"width_multiplier": 1.0}, "width_multiplier=1.0 is for MobileNetV2, .* holds an Xception"),
     ],

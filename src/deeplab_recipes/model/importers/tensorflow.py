@@ -13,22 +13,31 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.models._utils import _make_divisible
 
 from deeplab_recipes.model.dense_prediction_cell import Cell, CellSpec, parse_cell
 from deeplab_recipes.model.heads import DILATIONS
 from deeplab_recipes.model.importers.base import Imported
 from deeplab_recipes.model.importers.graph_def import VARIABLES, FrozenGraph
+from deeplab_recipes.model.importers.slim import (
+    BLOCK_CHANNELS,
+    EPSILON,
+    LEVEL,
+    STEM_CHANNELS,
+    WIDTHS,
+    Keys,
+    Place,
+    convert,
+    find_width,
+    head_keys,
+    mobilenet_place,
+    named,
+)
 from deeplab_recipes.model.importers.tensor_bundle import Checkpoint
 
 MOBILENET, CELL = "MobilenetV2", "meta_architecture"
 XCEPTIONS = {"xception_41": "xception41", "xception_65": "xception65", "xception_71": "xception71"}
 CROP = (513, 513)  # what research/deeplab pads images to unless told otherwise
-LEVEL = 127.5  # inputs are pixel / 127.5 - 1, and padding is this pixel
-EPSILON = {"backbone": 1e-3, "head": 1e-5}
 DECAY = {MOBILENET: 0.997, "xception": 0.9997, "head": 0.9997}  # of batch norm's averages, in its training script
-WIDTHS = (1.0, 0.5, 0.35, 0.75, 1.3, 1.4, 0.25)
-MOBILENET_CHANNELS = (32, 16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
 HEAD_SCOPES = ("image_pooling", "aspp0", "concat_projection", "decoder", CELL)
 NO_MODEL = {  # parts of a name that tell of training or of another task -> why they are left out
     r"global_step$": "counts training steps",
@@ -38,7 +47,6 @@ NO_MODEL = {  # parts of a name that tell of training or of another task -> why 
     r"^xception_\d+/logits/": "of the classifier that the backbone was trained with",
     r"^(beta[12]_power|save|train_op|learning_rate)": "the optimizer's state",
 }
-Keys = dict[str, tuple[str, str]]  # scope of a layer -> keys of its convolution and its batch norm here
 
 
 class Source(Protocol):
@@ -223,18 +231,18 @@ def _multi_grid(source: Source, scope: str, stride: int) -> list[int] | None:
 
 def _width(source: Source, names: list[str]) -> tuple[float, int]:
     """Return the width multiplier and divisor that give MobileNetV2's channels."""
-    count = len(MOBILENET_CHANNELS) - 1
-    projections = [f"{MOBILENET}/expanded_conv{f'_{i}' if i else ''}/project/weights" for i in range(count)]
+    blocks = range(len(BLOCK_CHANNELS))
+    projections = [f"{MOBILENET}/expanded_conv{f'_{i}' if i else ''}/project/weights" for i in blocks]
     layers = [f"{MOBILENET}/Conv/weights", *projections]
     missing = [name for name in layers if name not in names]
     if missing:
         raise ValueError(f"{source.file} is no whole {MOBILENET}: {missing[0]} is missing")
     found = [source.shape(name)[3] for name in layers]
-    for width in (*WIDTHS, found[-1] / MOBILENET_CHANNELS[-1]):
-        for divisor in (8, 1):
-            if found == [_make_divisible(channels * width, divisor) for channels in MOBILENET_CHANNELS]:
-                return width, divisor
-    raise ValueError(f"{source.file}: no width multiplier gives MobileNetV2 the channels {found}")
+    widths = (*WIDTHS, found[-1] / BLOCK_CHANNELS[-1])
+    width = find_width(found, (STEM_CHANNELS, *BLOCK_CHANNELS), widths, (8, 1))
+    if width is None:
+        raise ValueError(f"{source.file}: no width multiplier gives MobileNetV2 the channels {found}")
+    return width
 
 
 def _output_stride(source: Source, names: list[str], scope: str) -> int:
@@ -418,7 +426,7 @@ def _first_layer(scope: str) -> str:
 
 def _backbone_keys(scope: str, names: list[str]) -> Keys:
     layers = sorted({_layer(name) for name in names if name.startswith(f"{scope}/")})
-    place = _mobilenet_keys if scope == MOBILENET else _xception_keys
+    place = mobilenet_place if scope == MOBILENET else _xception_place
     return {layer: keys for layer in layers if (keys := place(layer.removeprefix(f"{scope}/"))) is not None}
 
 
@@ -427,40 +435,15 @@ def _layer(name: str) -> str:
     return re.sub(r"(/BatchNorm)?/[^/]+$", "", name)
 
 
-def _mobilenet_keys(layer: str) -> tuple[str, str] | None:
-    """Return the keys of a layer, by torchvision's names: in the first block, nothing is expanded."""
-    if layer == "Conv":
-        return "backbone.features.0.0", "backbone.features.0.1"
-    match = re.fullmatch(r"expanded_conv(?:_(\d+))?/(expand|depthwise|project)", layer)
-    if not match:
-        return None
-    number, part = int(match[1] or 0), match[2]
-    block = f"backbone.features.{number + 1}.conv"
-    place = ("expand", "depthwise", "project").index(part) - (number == 0)
-    if part == "project":
-        return f"{block}.{place}", f"{block}.{place + 1}"
-    return f"{block}.{place}.0", f"{block}.{place}.1"
-
-
-def _xception_keys(layer: str) -> tuple[str, str]:
-    path = "backbone." + layer.replace("/xception_module", "").replace("/", ".")
-    return f"{path}.conv", f"{path}.bn"
+def _xception_place(layer: str) -> Place:
+    return named("backbone." + layer.replace("/xception_module", "").replace("/", "."))
 
 
 def _head_keys(names: list[str], branches: list[str]) -> Keys:
     """Return the keys of the head's layers; both encoders have ``branches`` and ``concat_projection``."""
-    cell = branches[0].startswith(CELL)
-    prefix = f"{CELL}/" if cell else ""
-    parts = {"image_pooling": "encoder.image_pool", f"{prefix}concat_projection": "encoder.concat_projection"}
-    for i, scope in enumerate(branches):
-        parts[scope] = f"encoder.branches.{i}"
-        parts |= {f"{scope}_{part}": f"encoder.branches.{i}.{part}" for part in ("depthwise", "pointwise")}
-    parts["decoder/feature_projection0"] = "decoder.feature_projection"
-    for i in (0, 1):
-        parts |= {f"decoder/decoder_conv{i}_{p}": f"decoder.conv{i}.{p}" for p in ("depthwise", "pointwise")}
-    keys = {scope: (f"head.{key}.conv", f"head.{key}.bn") for scope, key in parts.items()}
     last = next(_layer(name) for name in names if name.startswith("logits/"))
-    return {**keys, last: ("head.conv_seg", "")}
+    encoder = f"{CELL}/" if branches[0].startswith(CELL) else ""
+    return head_keys(branches, last, encoder=encoder, decoder="decoder/")
 
 
 def _state(source: Source, names: list[str], keys: Keys) -> dict[str, Tensor]:
@@ -474,27 +457,9 @@ def _state(source: Source, names: list[str], keys: Keys) -> dict[str, Tensor]:
         layer, kind = _layer(name), name.rsplit("/", 1)[-1]
         if layer not in keys or kind not in VARIABLES:
             raise ValueError(f"{source.file}: {name} has no place in the models that are imported; it would be lost")
-        convolution, norm = keys[layer]
-        key, value = _converted(kind, convolution, norm, source.tensor(name))
+        key, value = convert(kind, keys[layer], source.tensor(name))
         state[key] = value
     return {**state, **_left_out(state, keys)}
-
-
-def _converted(kind: str, convolution: str, norm: str, value: np.ndarray) -> tuple[str, Tensor]:
-    """Return key and value of a tensor.
-
-    TensorFlow's kernels are (height, width, in, out); a depthwise one's are (height, width, in, times), and output
-    in * times + t is the t-th of input ``in``.
-    """
-    tensor = torch.from_numpy(np.array(value, np.float32))
-    if kind == "weights":
-        return f"{convolution}.weight", tensor.permute(3, 2, 0, 1).contiguous()
-    if kind == "depthwise_weights":
-        return f"{convolution}.weight", tensor.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1).contiguous()
-    if kind == "biases":
-        return f"{convolution}.bias", tensor
-    part = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}[kind]
-    return f"{norm}.{part}", tensor
 
 
 def _left_out(state: Mapping[str, Tensor], keys: Keys) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             kept = f"the earlier {target} is unharmed" if target.exists() else "there was none before"
             raise OSError(
-                f"cannot save the checkpoint {target}: {_reason(error)}; {kept}. "
+                f"cannot save the checkpoint {target}: {why_unwritten(error)}; {kept}. "
                 "Free space or choose another run_dir, "
                 f"then go on with resume=auto run_dir={target.parent.parent}"
             ) from error
@@ -69,8 +69,8 @@ def write_whole(checkpoint: Mapping[str, Any], target: Path) -> None:
             temporary.unlink()
 
 
-def _reason(error: BaseException) -> str:
-    """torch hides the system's reason behind an error of its own while it closes the file."""
+def why_unwritten(error: BaseException) -> str:
+    """Return the system's reason, which torch hides behind an error of its own while it closes the file."""
     chain: list[BaseException] = [error]
     while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(earlier)

@@ -1,0 +1,41 @@
+"""A trained model at another output stride."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deeplab_recipes.model.backbones import OUTPUT_STRIDES
+
+
+def at_output_stride(arguments: Mapping[str, Any], output_stride: int) -> dict[str, Any]:
+    """Return the arguments with which ``build_deeplab`` builds the same network at another output stride.
+
+    Atrous rates that were left to the output stride follow it by themselves. Given ones are scaled, so that they reach
+    as far over the image as before: [1, 8, 12, 18] at 16 are [1, 16, 24, 36] at 8. 1 is a 1x1 convolution and stays.
+
+    Args:
+        arguments: of a model, see ``DeepLab.arguments``.
+        output_stride: 8, 16 or 32.
+
+    Raises:
+        ValueError: for another output stride, or a rate that is no whole number above 1 at it.
+    """
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}, got {output_stride!r}")
+    before = arguments["output_stride"]
+    found = {**arguments, "output_stride": output_stride}
+    if rates := arguments.get("aspp_dilations"):
+        found["aspp_dilations"] = [rate if rate == 1 else _scaled(rate, before, output_stride, 2) for rate in rates]
+    cell = arguments.get("dense_prediction_cell")
+    if isinstance(cell, Mapping) and (factor := cell.get("conv_rate_multiplier")):
+        found["dense_prediction_cell"] = {**cell, "conv_rate_multiplier": _scaled(factor, before, output_stride, 1)}
+    return found
+
+
+def _scaled(rate: int, before: int, after: int, least: int) -> int:
+    scaled, rest = divmod(rate * before, after)
+    if rest or scaled < least:
+        raise ValueError(
+            f"output_stride={after}: the atrous rate {rate} that the model has at output stride {before} would be "
+            f"{rate * before / after:g} there; take one at which it is a whole number above {least - 1}"
+        )
+    return scaled

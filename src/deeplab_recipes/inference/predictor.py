@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deeplab_recipes.checkpoints import load_checkpoint
 from deeplab_recipes.inference.preparation import preparation
 from deeplab_recipes.model import build_deeplab
-from deeplab_recipes.model.output_stride import at_output_stride
+from deeplab_recipes.model.arguments import at_output_stride
 
 
 class Predictor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from deeplab_recipes.model import build_deeplab
-from deeplab_recipes.model.output_stride import at_output_stride
+from deeplab_recipes.model.arguments import at_output_stride, resolved
 
 CELL = [{"op": "conv", "kernel": 3, "rate": [1, 6], "input": -1}]
 
@@ -54,3 +54,35 @@ def test_what_cannot_be_had_is_refused(rates, after, words):
         model = build_deeplab(3, backbone="resnet18", output_stride=16, aspp_dilations=rates, aspp_channels=8)
     with pytest.raises(ValueError, match=words):
         at_output_stride(model.arguments, after)
+
+
+CELL_HEAD = {"head": "dense_prediction_cell", "aspp_channels": 8, "dense_prediction_cell": CELL}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ({"backbone": "xception41"}, {"batchnorm_epsilon": {"backbone": 1e-3, "head": 1e-5}}, True),
+        ({"backbone": "xception41"}, {"batchnorm_epsilon": {"backbone": 1e-3}}, True),
+        ({"backbone": "xception41"}, {"batchnorm_epsilon": 1e-3}, False),
+        ({"backbone": "resnet18"}, {"batchnorm_epsilon": 1e-5}, True),
+        ({"head": "tensorflow"}, {"decoder": True, "align_corners": True}, True),
+        ({"head": "tensorflow"}, {"decoder": False}, False),
+        ({"head": "tensorflow_short"}, {"align_corners": True}, True),
+        ({"head": "deeplabv3plus"}, {"align_corners": False}, True),
+        ({"head": "deeplabv3plus"}, {"align_corners": True}, False),
+        (CELL_HEAD, {"dense_prediction_cell": {"branches": CELL, "reduction_size": 8, "concat_channels": 8}}, True),
+        (CELL_HEAD, {"dense_prediction_cell": {"branches": CELL, "concat_channels": 16}}, False),
+        (CELL_HEAD, {"dense_prediction_cell": {"branches": CELL, "conv_rate_multiplier": 2}}, True),
+        (CELL_HEAD, {"dense_prediction_cell": {"branches": CELL, "conv_rate_multiplier": 1}}, False),
+    ],
+)
+def test_one_network_written_in_two_ways(one, other, alike):
+    with torch.device("meta"):
+        models = [
+            build_deeplab(3, **{"backbone": "mobilenet_v2", "output_stride": 8, **settings})
+            for settings in (one, {**one, **other})
+        ]
+    first, second = (resolved(model.arguments) for model in models)
+    assert (first == second) is alike
+    assert models[0].arguments != models[1].arguments

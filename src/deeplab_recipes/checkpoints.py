@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from deeplab_recipes.model.weights import why_unreadable
 
 FORMAT_VERSION = 1
+IMPORT = "deeplab import makes a checkpoint of another program's file"
 ADDED = {  # arguments of the model that older checkpoints lack; others that they lack are None
     "auxiliary_head": False,
     "freeze_batchnorm": "none",
@@ -92,11 +93,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint can fail in any way
-        raise ValueError(f"{path} is no checkpoint that can be read safely ({why_unreadable(error)})") from None
+        reason = f"is no checkpoint that can be read safely ({why_unreadable(error)})"
+        raise ValueError(f"{path} {reason}; {IMPORT}") from None
     card = checkpoint.get("deeplab") if isinstance(checkpoint, Mapping) else None
     version = card.get("format_version") if isinstance(card, Mapping) else None
     if not isinstance(version, int):
-        raise ValueError(f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry with a format_version")
+        lacks = "it has no 'deeplab' entry with a format_version"
+        raise ValueError(f"{path} was not written by deeplab-recipes: {lacks}; {IMPORT}")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; install a newer deeplab-recipes"

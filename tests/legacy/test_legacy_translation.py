@@ -56,6 +56,12 @@ WRONG = [
     (SUPERVISELY, "batch_size", 8, "batch_size is 8; it takes keys: train, val"),
     (SUPERVISELY, "input_size.width", 0, "input_size.width is 0"),
     (SUPERVISELY, "gpu_devices", [], "gpu_devices is []; it takes a list of values that are each a whole number"),
+    (
+        SUPERVISELY,
+        "gpu_devices",
+        [0, 0],
+        "gpu_devices is [0, 0]; it takes a list of values that are each a whole number",
+    ),
     (SUPERVISELY, "dataset_tags.val", "", "dataset_tags.val is ''; it takes a word"),
     (SUPERVISELY, "weights_init_type", "scratch", "it takes transfer_learning, continue_training"),
     (SUPERVISELY, "backbone", "resnet", "backbone is 'resnet'; it takes xception_65, mobilenet_v2"),

@@ -71,7 +71,8 @@ def _on_corrupt(images: int, values: Mapping[str, Any]) -> str:
 
 
 ONE_NUMBER = "data.workers is one number for both parts, and that of train is taken"
-DEVICES = list_of(NATURAL)
+NUMBERS = list_of(NATURAL)
+DEVICES = Kind(f"{NUMBERS.says}, none twice", lambda v: NUMBERS.accepts(v) and len({*v}) == len(v))
 TABLE: Table = {
     "lr": Key(POSITIVE, "optimizer.lr={}"),
     "epochs": Key(COUNT, "trainer.max_epochs={}"),

@@ -1,5 +1,6 @@
 """The verb import: a checkpoint that this package's other parts take, and a report that leaves nothing out."""
 
+import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,19 @@ def test_state_that_does_not_fit_writes_nothing(source, file, deeplab):
     answer = run(deeplab)
     assert "1 of another shape (head.conv_seg.bias (3,) for (4,))" in answer.err
     assert not Path("out").exists()
+
+
+def test_a_full_disk_is_called_so(source, file, deeplab, monkeypatch):
+    source()
+    hidden = RuntimeError("unexpected pos 64 vs 0")
+    hidden.__context__ = OSError(errno.ENOSPC, "No space left on device")
+
+    def save(*arguments: object) -> None:
+        raise hidden
+
+    monkeypatch.setattr(torch, "save", save)
+    assert "cannot write out/m.ckpt: No space left on device; make room, or choose" in run(deeplab).err
+    assert list(Path("out").iterdir()) == []
 
 
 def test_file_and_hints_reach_the_importer(source, file, deeplab, hints):

@@ -119,7 +119,11 @@ def test_a_new_auxiliary_head_begins_anew_in_transfer_learning_only(tmp_path):
             r"model.backbone is 'resnet18' there and 'resnet34' here\. .*model.backbone=resnet18",
         ),
         ({"head": "deeplabv3", "decoder_channels": 48}, "model.head is 'deeplabv3plus' there and 'deeplabv3' here, "),
-        ({"aspp_channels": 16}, "Build that one: model.aspp_channels=8"),
+        ({"aspp_channels": 16}, r"Build that one: \+\+model.aspp_channels=8"),
+        (
+            {"align_corners": True, "batchnorm_epsilon": 1e-3},
+            r"one: \+\+model.align_corners=null \+\+model.ba.*=null",
+        ),
         ({"aspp_dilations": [1, 2]}, r"does not fit the model: tensors 12 missing \(head.aspp_modules.1"),
     ],
 )
@@ -134,8 +138,20 @@ def test_another_model_is_refused(init, arguments, message, tmp_path):
 
 def test_what_to_build_instead_is_written_as_on_the_command_line(tmp_path):
     ours = network(head="tensorflow", decoder=True)
-    with pytest.raises(ValueError, match=r"Build that one: model\.head=deeplabv3plus model\.decoder=null$"):
+    with pytest.raises(ValueError, match=r"Build that one: \+\+model\.head=deeplabv3plus \+\+model\.decoder=null$"):
         load_initial_weights(ours, checkpoint(tmp_path, network()), init="transfer_learning", classes=CLASSES)
+
+
+def test_a_model_written_in_another_way_is_the_same(tmp_path):
+    """As an importer writes TensorFlow's models, and their YAML files do."""
+    settings = {"backbone": "mobilenet_v2", "width_multiplier": 0.35, "head": "tensorflow", "aspp_dilations": [1]}
+    theirs = network(seed=1, **settings, decoder=True, batchnorm_epsilon={"backbone": 1e-5, "head": 1e-5})
+    file = checkpoint(tmp_path, theirs)
+    loaded = load_initial_weights(network(**settings), file, init="continue_training", classes=CLASSES)
+    assert loaded.taken == len(theirs.state_dict())
+    ours = network(**settings, batchnorm_epsilon=1e-3)
+    with pytest.raises(ValueError, match=r"one: .*'\+\+model\.batchnorm_epsilon=\{backbone:1e-05,head:1e-05\}'$"):
+        load_initial_weights(ours, file, init="continue_training", classes=CLASSES)
 
 
 def test_another_normalisation_is_remarked_on(tmp_path):

@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from deeplab_recipes.model.weights import why_unreadable
 
 FORMAT_VERSION = 1
+IMPORT = "deeplab import makes a checkpoint of another program's file"
 ADDED = {  # arguments of the model that older checkpoints lack; others that they lack are None
     "auxiliary_head": False,
     "freeze_batchnorm": "none",
@@ -44,7 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             kept = f"the earlier {target} is unharmed" if target.exists() else "there was none before"
             raise OSError(
-                f"cannot save the checkpoint {target}: {_reason(error)}; {kept}. "
+                f"cannot save the checkpoint {target}: {why_unwritten(error)}; {kept}. "
                 "Free space or choose another run_dir, "
                 f"then go on with resume=auto run_dir={target.parent.parent}"
             ) from error
@@ -69,8 +70,8 @@ def write_whole(checkpoint: Mapping[str, Any], target: Path) -> None:
             temporary.unlink()
 
 
-def _reason(error: BaseException) -> str:
-    """torch hides the system's reason behind an error of its own while it closes the file."""
+def why_unwritten(error: BaseException) -> str:
+    """Return the system's reason, which torch hides behind an error of its own while it closes the file."""
     chain: list[BaseException] = [error]
     while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(earlier)
@@ -120,11 +121,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint can fail in any way
-        raise ValueError(f"{path} is no checkpoint that can be read safely ({why_unreadable(error)})") from None
+        reason = f"is no checkpoint that can be read safely ({why_unreadable(error)})"
+        raise ValueError(f"{path} {reason}; {IMPORT}") from None
     card = checkpoint.get("deeplab") if isinstance(checkpoint, Mapping) else None
     version = card.get("format_version") if isinstance(card, Mapping) else None
     if not isinstance(version, int):
-        raise ValueError(f"{path} was not written by deeplab-recipes: it has no 'deeplab' entry with a format_version")
+        lacks = "it has no 'deeplab' entry with a format_version"
+        raise ValueError(f"{path} was not written by deeplab-recipes: {lacks}; {IMPORT}")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; install a newer deeplab-recipes"

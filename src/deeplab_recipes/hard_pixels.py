@@ -44,7 +44,8 @@ class TopPixels(HardPixels):
     """The pixels with the highest losses, as TensorFlow DeepLab mines them; the mean is over those above 0.
 
     k = int(share * B * H * W), ignored pixels counted. The share falls linearly from 1 at the first step to
-    `top_k_percent_pixels` at `hard_example_mining_step`, and stays there.
+    `top_k_percent_pixels` at `hard_example_mining_step`, and stays there. At 1.0 nothing is mined: the mean is over all
+    pixels that are not ignored, also those whose class has weight 0.
     (Source: research/deeplab, `add_softmax_cross_entropy_loss_for_each_scale`, whose names these are.)
 
     Args:
@@ -92,6 +93,9 @@ class TopPixels(HardPixels):
         self, losses: Tensor, logits: Tensor, target: Tensor, *, ignore_index: int = 255, step: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         """Return the k pixels of the highest losses, less those whose loss is 0, and their number."""
+        if self.top_k_percent_pixels == 1:
+            valid = target != ignore_index
+            return valid, valid.sum()
         flat = losses.flatten()
         # A product of floats may just miss a whole number.
         k = max(1, int(self.share(step) * flat.numel() + 1e-6))

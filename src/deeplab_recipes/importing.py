@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from deeplab_recipes.checkpoints import FORMAT_VERSION, write_whole
+from deeplab_recipes.checkpoints import FORMAT_VERSION, why_unwritten, write_whole
 from deeplab_recipes.data.sources import ade20k, camvid, cityscapes, voc
 from deeplab_recipes.data.sources.base import spread_colours
 from deeplab_recipes.data.sources.class_file import read_class_file
@@ -191,7 +191,8 @@ def _write(checkpoint: Mapping[str, Any], output: Path) -> None:
     try:
         write_whole(checkpoint, output)
     except (OSError, RuntimeError) as error:
-        raise OSError(f"cannot write {output}: {error}; make room, or choose another: output=FILE") from error
+        reason = why_unwritten(error)
+        raise OSError(f"cannot write {output}: {reason}; make room, or choose another: output=FILE") from error
 
 
 def _numbers(values: Sequence[float]) -> str:

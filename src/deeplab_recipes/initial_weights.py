@@ -1,5 +1,6 @@
 """What a training begins with: the weights of a checkpoint, whole or without the last layers."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from deeplab_recipes.checkpoints import load_checkpoint, model_differences
 from deeplab_recipes.config import literal
 from deeplab_recipes.model import DeepLab, zoo
+from deeplab_recipes.model.arguments import resolved
 from deeplab_recipes.model.fitting import misfit
 from deeplab_recipes.record import sha256
 
@@ -134,10 +136,13 @@ def load_initial_weights(
 
 
 def _require_architecture(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    found = {k: v for k, v in model_differences(theirs, ours).items() if k not in FREE}
+    found = {k: v for k, v in model_differences(resolved(theirs), resolved(ours)).items() if k not in FREE}
     if found:
         words = ", ".join(f"model.{key} is {there!r} there and {here!r} here" for key, (there, here) in found.items())
-        fix = " ".join(f"model.{key}={literal(there)}" for key, (there, _) in found.items())
+        # All that is written in another way: what is alike with this backbone need not be with theirs. A model's file
+        # lists what acts on its own backbone and head only, and ++ sets the rest too.
+        build = {k: there for k, (there, _) in model_differences(theirs, ours).items() if k not in FREE}
+        fix = " ".join(shlex.quote(f"++model.{key}={literal(value)}") for key, value in build.items())
         raise ValueError(f"{path} holds the weights of another model: {words}. Build that one: {fix}")
 
 

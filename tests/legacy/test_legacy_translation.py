@@ -58,6 +58,12 @@ WRONG = [
     (SUPERVISELY, "batch_size", 8, "batch_size is 8; it takes keys: train, val"),
     (SUPERVISELY, "input_size.width", 0, "input_size.width is 0"),
     (SUPERVISELY, "gpu_devices", [], "gpu_devices is []; it takes a list of values that are each a whole number"),
+    (
+        SUPERVISELY,
+        "gpu_devices",
+        [0, 0],
+        "gpu_devices is [0, 0]; it takes a list of values that are each a whole number",
+    ),
     (SUPERVISELY, "dataset_tags.val", "", "dataset_tags.val is ''; it takes a word"),
     (SUPERVISELY, "weights_init_type", "scratch", "it takes transfer_learning, continue_training"),
     (SUPERVISELY, "backbone", "resnet", "backbone is 'resnet'; it takes xception_65, mobilenet_v2"),
@@ -93,6 +99,7 @@ COMPOSER_WRONG = {
     "optimizer": ({"adam": {"lr": 1}}, "optimizer is adam; it takes one of sgd, decoupled_sgdw"),
     "optimizer.sgd": ({"momentum": 0.9}, "optimizer.sgd lacks lr"),
     "optimizer.sgd.lr": (-1, "optimizer.sgd: lr is -1; it takes a number above 0"),
+    "schedulers ": ([{"polynomial": {"alpha_f": 0.01}}], "schedulers.polynomial lacks power"),
     "schedulers": ([{"cosine_decay": {"t_max": "10ep"}}], "schedulers.cosine_decay: t_max is '10ep'; it takes 1dur"),
     "max_duration": ("2h", "max_duration is '2h'; it takes epochs as 127ep, or batches as 90000ba"),
     "precision": ("fp8", "precision is 'fp8'; it takes amp, "),
@@ -104,7 +111,7 @@ COMPOSER_WRONG = {
 @pytest.mark.parametrize("key", COMPOSER_WRONG)
 def test_composer_refuses(key: str) -> None:
     value, message = COMPOSER_WRONG[key]
-    assert message in refusal(yaml.dump(changed(yaml.safe_load(COMPOSER_TYPICAL), key, value)))
+    assert message in refusal(yaml.dump(changed(yaml.safe_load(COMPOSER_TYPICAL), key.strip(), value)))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,7 @@ def test_composer_refuses(key: str) -> None:
         ("Deeplabv3(4, weights=None)", "weights stands there twice"),
         ("composer_deeplabv3()", "composer_deeplabv3 lacks num_classes"),
         ("composer_deeplabv3(150, 'resnet50')", "by their place it takes num_classes"),
+        ("composer_deeplabv3(150, backbone_url='a/resnet50-11ad3fa6.pth')", "does not hold a resnet101's weights"),
         ("composer_deeplabv3(num_classes=0)", "num_classes is 0; it takes a whole number of at least 1"),
     ],
 )
@@ -305,6 +313,8 @@ def test_composer_variants() -> None:
     assert {"trainer.max_epochs=null", "trainer.max_steps=80000", "trainer.precision=bf16-mixed"} <= overrides(steps)
     assert "weight_decay=0" not in " ".join(overrides(COMPOSER_OWN))
     assert "optimizer.weight_decay=0" in overrides(COMPOSER_OWN.replace("    weight_decay: 2.0e-5\n", ""))
+    short = translate(COMPOSER_OWN.replace("max_duration: 128ep\n", "").replace("precision: amp\n", ""))
+    assert short.notes == ["max_duration, precision: not given, so as ade20k_composer has it"]
     other = translate(COMPOSER_OWN.replace("150", "21"))
     assert "ADE20k has 150: data=NAME" in other.needed["data"]
     assert other.notes == ["model.deeplabv3.num_classes=21: the data bring their classes, whatever their number"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deeplab_recipes.checkpoints import load_checkpoint
 from deeplab_recipes.inference.preparation import preparation
 from deeplab_recipes.model import build_deeplab
+from deeplab_recipes.model.arguments import at_output_stride
 
 
 class Predictor:
@@ -63,14 +64,14 @@ def load_predictor(
     Args:
         checkpoint: the file.
         device: where to run.
-        output_stride: another one than the model was trained with; None keeps it.
+        output_stride: another one than the model was trained with, see `at_output_stride`; None keeps it.
 
     Raises:
-        FileNotFoundError, ValueError: if it cannot be read, see `load_checkpoint`.
+        FileNotFoundError, ValueError: if it cannot be read, see `load_checkpoint`, or not be had at that output stride.
     """
     content = load_checkpoint(checkpoint)
     card = dict(content["deeplab"])
-    arguments = {**card["model"], **({} if output_stride is None else {"output_stride": output_stride})}
+    arguments = card["model"] if output_stride is None else at_output_stride(card["model"], output_stride)
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
         model = build_deeplab(**arguments)
     weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}

@@ -146,7 +146,7 @@ def translate(text: str) -> Translation:
         )
     translation = Translation(SYSTEM, list(BASE), instead)
     given = {key: value for key, value in trained[0].items() if value is not None}
-    apply(TABLE, given, PRESETS.get(given.get("data", "pascal"), {}), translation)
+    apply(TABLE, given, PRESETS.get(given["data"], {}), translation)
     return translation
 
 

@@ -32,7 +32,7 @@ MODEL_DEFAULTS: Mapping[str, Any] = {
 
 
 def _weights(pretrained: bool, values: Mapping[str, Any]) -> str:
-    url = next((v for k, v in values.items() if k.rpartition(".")[2] == "backbone_url"), "")
+    url, architecture = values.get("backbone_url", ""), values["backbone_arch"]
     if not pretrained:
         return "model.backbone_weights=none"
     name = PurePosixPath(url).stem
@@ -40,6 +40,8 @@ def _weights(pretrained: bool, values: Mapping[str, Any]) -> str:
         raise ValueError(
             f"backbone_url={url} is none of {', '.join(WEIGHTS)}; take it out, and give model.backbone_weights=FILE"
         )
+    if url and not name.startswith(f"{architecture}-"):
+        raise ValueError(f"backbone_url={url} does not hold a {architecture}'s weights, which backbone_arch asks for")
     return f"model.backbone_weights={WEIGHTS.get(name, 'imagenet1k_v1')}"
 
 
@@ -120,6 +122,7 @@ TOP: Table = {
     ),
     "grad_accum": Refused("microbatch_size=IMAGES says how many images a device takes at a time"),
 }
+OF_RECIPE = ("max_duration", "train_batch_size", "precision")  # what the recipe says where the YAML does not
 
 
 def translate(content: Mapping[str, Any]) -> Translation:
@@ -144,6 +147,9 @@ def translate(content: Mapping[str, Any]) -> Translation:
     _apply_section(f"optimizer.{optimizer}", OPTIMIZER, settings, OPTIMIZER_DEFAULTS, translation)
     _apply_schedule(content.get("schedulers"), translation)
     apply(TOP, {key: content[key] for key in TOP if key in content}, {}, translation)
+    absent = [key for key in OF_RECIPE if key not in content]
+    if absent:
+        translation.notes.append(f"{', '.join(absent)}: not given, so as {recipe} has it")
     return translation
 
 
@@ -202,5 +208,7 @@ def _apply_schedule(schedulers: Any, translation: Translation) -> None:
     if not isinstance(schedulers, list) or len(schedulers) != 1:
         raise ValueError(f"schedulers is {schedulers!r}; it takes a list of one of {', '.join(SCHEDULES)}")
     name, settings = _only("schedulers", schedulers[0], tuple(SCHEDULES))
+    if name == "polynomial" and "power" not in settings:
+        raise ValueError("schedulers.polynomial lacks power")
     translation.overrides.append(f"schedule={SCHEDULE_NAMES[name]}")
     _apply_section(f"schedulers.{name}", SCHEDULES[name], settings, SCHEDULE_DEFAULTS[name], translation)

@@ -56,7 +56,8 @@ def _on_corrupt(images: int, values: Mapping[str, Any]) -> str:
 
 
 ONE_NUMBER = "data.workers is one number for both parts, and that of train is taken"
-DEVICES = kinds.list_of(kinds.NATURAL)
+NUMBERS = kinds.list_of(kinds.NATURAL)
+DEVICES = kinds.Kind(f"{NUMBERS.says}, none twice", lambda v: NUMBERS.accepts(v) and len({*v}) == len(v))
 TABLE: Table = {
     "lr": Key(kinds.POSITIVE, "optimizer.lr={}"),
     "epochs": Key(kinds.COUNT, "trainer.max_epochs={}"),

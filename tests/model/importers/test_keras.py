@@ -175,14 +175,16 @@ def test_model_within_a_model(tmp_path):
     with h5py.File(tmp_path / "m.h5", "w") as file:
         inside = file.create_group("deeplabv3plus")
         layers = mobilenet()
-        write(inside, layers)
+        arrays = write(inside, layers)
         listed = [(layer, kind) for layer, weights in layers.items() for kind in weights]
         del inside.attrs["layer_names"]
         for layer, kind in listed:
             inside[f"{layer}/{kind}:0"] = inside[layer][f"{layer}/{kind}:0"][()]
         inside.attrs["weight_names"] = [f"{layer}/{kind}:0".encode() for layer, kind in listed]
         file.attrs["layer_names"] = [b"deeplabv3plus"]
-    build(read(tmp_path / "m.h5"))
+    model = build(read(tmp_path / "m.h5"))
+    kernel = torch.from_numpy(arrays["custom_logits_semantic/kernel"])
+    assert torch.equal(model.head.conv_seg.weight, kernel.permute(3, 2, 0, 1))
 
 
 def test_weights_that_have_no_place_are_named(saved):
@@ -222,6 +224,10 @@ def test_other_files(tmp_path):
     (tmp_path / "page.h5").write_text("<!DOCTYPE html>")
     with pytest.raises(ValueError, match=r"page\.h5 is no HDF5 file, or is damaged"):
         read(tmp_path / "page.h5")
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file.attrs["layer_names"] = [b"Conv"]
+    with pytest.raises(ValueError, match=r"part\.h5 is no HDF5 file, or is damaged .*'Conv' doesn't exist"):
+        read(tmp_path / "part.h5")
     with h5py.File(tmp_path / "new.h5", "w") as file:
         file.create_group("layers/conv2d/vars")
     with pytest.raises(

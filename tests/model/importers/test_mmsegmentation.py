@@ -205,5 +205,7 @@ def test_files_of_another_kind(tmp_path):
     (tmp_path / "page.pth").write_text("<!DOCTYPE html>Not found")
     with pytest.raises(ValueError, match=r"page\.pth is no PyTorch checkpoint, .* damaged \(Unsupported operand 60\)"):
         read(tmp_path / "page.pth")
+    with pytest.raises(ValueError, match=r"m\.pth holds a list, not the dict that a checkpoint is"):
+        read(saved(tmp_path, [torch.zeros(1)]))
     with pytest.raises(ValueError, match=r"is no DeepLab on a ResNet-50 or -101 .* its tensors begin with conv, its"):
         read(saved(tmp_path, {"conv.weight": torch.zeros(1)}))

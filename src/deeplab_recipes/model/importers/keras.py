@@ -98,7 +98,7 @@ def _arrays(file: Path) -> tuple[Arrays, dict[str, str]]:
             if "optimizer_weights" in content:
                 unused["optimizer_weights"] = "the optimizer's state; training begins anew"
             return arrays, unused
-    except OSError as error:  # h5py's for foreign bytes and for damage
+    except (OSError, KeyError) as error:  # h5py's for foreign bytes and for damage, and for a part that is missing
         raise ValueError(f"{file} is no HDF5 file, or is damaged ({error})") from error
 
 

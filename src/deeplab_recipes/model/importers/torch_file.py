@@ -53,8 +53,10 @@ def read_file(path: Path) -> Mapping[str, Any]:
         if objects or "GLOBAL" in str(error):  # torch's word for a function or class that it will not call
             raise ValueError(_refusal(path)) from error
         raise ValueError(f"{path} is no PyTorch checkpoint, or is damaged ({why_unreadable(error)})") from error
-    if not isinstance(content, Mapping):
+    if isinstance(content, StandIn):
         raise ValueError(_refusal(path))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not the dict that a checkpoint is")
     return content
 
 

@@ -13,7 +13,7 @@ from deeplab_recipes.model.dense_prediction_cell import CellSpec, parse_cell
 from deeplab_recipes.model.freezing import batchnorm_choice, frozen_stages, hold_statistics, stop_learning
 from deeplab_recipes.model.heads import DECODER_CHANNELS, build_auxiliary_head, build_head, init_weights
 from deeplab_recipes.model.initializers import apply_initializers
-from deeplab_recipes.model.layers import set_batchnorm
+from deeplab_recipes.model.layers import ease_atrous_depthwise, set_batchnorm
 from deeplab_recipes.model.weights import load_backbone_weights
 from deeplab_recipes.numerics import at_least_float32
 
@@ -293,6 +293,7 @@ def _build_classifier(
     head = build_head(name, num_classes, feature_channels=backbone.channels, **vars(arguments))
     if low_level_features != "block" and name != "deeplabv3plus" and getattr(head, "decoder", None) is None:
         raise ValueError(f"low_level_features={low_level_features} acts with a decoder only: leave it at block")
+    ease_atrous_depthwise(head)
     return head
 
 

@@ -1,10 +1,12 @@
 """Layers of the TensorFlow family that backbones and heads share."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Pair = tuple[int, int]
@@ -88,6 +90,75 @@ def pad_as_tensorflow(network: nn.Module) -> None:
 
 
 PADDINGS: dict[str, Callable[[nn.Module], None]] = {"symmetric": lambda network: None, "same": pad_as_tensorflow}
+
+
+class AtrousDepthwise(nn.Conv2d):
+    """A depthwise 3x3 convolution with an atrous rate, whose gradients on a CPU are worked out without one.
+
+    torch's kernels for the gradients of an atrous depthwise convolution take two to eight times as long as those
+    without a rate. A map's rows and columns that lie a rate apart only meet each other, so the gradients are those of
+    an ordinary convolution over each of these smaller maps, put side by side as a batch.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        learns = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+        large = all(side >= 2 * rate for side, rate in zip(input.shape[-2:], self.dilation, strict=True))
+        if not (learns and large and input.device.type == "cpu"):  # small maps would be mostly padding
+            return super()._conv_forward(input, weight, bias)
+        if torch.is_autocast_enabled("cpu"):
+            kind = torch.get_autocast_dtype("cpu")
+            input, weight = input.to(kind), weight.to(kind)
+        return _AtrousDepthwise.apply(input, weight, self.dilation)
+
+
+class _AtrousDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, rate: Pair) -> Tensor:
+        """Return the convolution, with as much padding as the rate."""
+        ctx.save_for_backward(maps, weight)
+        ctx.rate = rate
+        return F.conv2d(maps, weight, None, 1, rate, rate, len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Return the gradients of maps and weights."""
+        maps, weight = ctx.saved_tensors
+        parts = [_apart(values, ctx.rate) for values in (gradient, maps)]
+        wanted = [*ctx.needs_input_grad[:2], False]
+        settings = ([1, 1], [1, 1], [1, 1], False, [0, 0], len(weight))
+        of_maps, of_weight, _ = torch.ops.aten.convolution_backward(*parts, weight, None, *settings, wanted)
+        return None if of_maps is None else _together(of_maps, ctx.rate, maps.shape), of_weight, None
+
+
+def _apart(maps: Tensor, rate: Pair) -> Tensor:
+    """Return the maps (B, C, H, W) as rate x rate smaller ones each, of pixels a rate apart; zeros fill them up."""
+    (batch, channels, height, width), (down, across) = maps.shape, rate
+    rows, columns = -(-height // down), -(-width // across)
+    filled = F.pad(maps, (0, columns * across - width, 0, rows * down - height)).permute(0, 2, 3, 1)
+    cells = filled.reshape(batch, rows, down, columns, across, channels).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(-1, rows, columns, channels).permute(0, 3, 1, 2)
+
+
+def _together(parts: Tensor, rate: Pair, size: torch.Size) -> Tensor:
+    """Undo `_apart` for maps that had this size."""
+    (_, channels, rows, columns), (down, across) = parts.shape, rate
+    cells = parts.permute(0, 2, 3, 1).reshape(-1, down, across, rows, columns, channels).permute(0, 3, 1, 4, 2, 5)
+    whole = cells.reshape(-1, rows * down, columns * across, channels).permute(0, 3, 1, 2)
+    return whole[:, :, : size[2], : size[3]]
+
+
+def ease_atrous_depthwise(network: nn.Module) -> None:
+    """Turn every depthwise 3x3 convolution with a rate into an `AtrousDepthwise`, in place; parameters stay."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and _is_atrous_depthwise(module):
+            module.__class__ = AtrousDepthwise
+
+
+def _is_atrous_depthwise(module: nn.Conv2d) -> bool:
+    depthwise = module.groups == module.in_channels == module.out_channels and module.bias is None
+    plain = module.kernel_size == (3, 3) and module.stride == (1, 1) and module.padding_mode == "zeros"
+    return depthwise and plain and module.padding == module.dilation and max(module.dilation) > 1
 
 
 def set_batchnorm(network: nn.Module, *, epsilon: float | None, momentum: float = 0.1, scale: bool = True) -> None:

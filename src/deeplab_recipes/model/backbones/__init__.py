@@ -9,6 +9,7 @@ from deeplab_recipes.model.backbones.mobilenet import MobileNetV2Backbone
 from deeplab_recipes.model.backbones.resnet import ResNetBackbone
 from deeplab_recipes.model.backbones.xception import XceptionBackbone
 from deeplab_recipes.model.choices import acting, choose
+from deeplab_recipes.model.layers import ease_atrous_depthwise
 
 __all__ = ["BACKBONES", "OPTIONS", "OUTPUT_STRIDES", "XCEPTIONS", "Backbone", "Features", "build_backbone"]
 
@@ -64,4 +65,6 @@ def build_backbone(
         raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}, got {output_stride!r}")
     options = {"width_multiplier": width_multiplier, "width_divisor": width_divisor, "padding": padding}
     options |= {"low_level_features": low_level_features, "multi_grid": multi_grid}
-    return build(output_stride=output_stride, **acting("backbone", name, options, OPTIONS))
+    backbone = build(output_stride=output_stride, **acting("backbone", name, options, OPTIONS))
+    ease_atrous_depthwise(backbone)
+    return backbone

@@ -6,8 +6,9 @@ from typing import Any
 from deeplab_recipes.model.backbones import OUTPUT_STRIDES, XCEPTIONS
 from deeplab_recipes.model.backbones.xception import EPSILON
 from deeplab_recipes.model.dense_prediction_cell import RATES_FOR, parse_cell
+from deeplab_recipes.model.heads import OPTIONS
 
-WITH_DECODER = ("tensorflow", "dense_prediction_cell")
+WITH_DECODER = OPTIONS["decoder"][1]
 TORCHS_EPSILON = 1e-5  # of its batch norms
 ALIGNING = (*WITH_DECODER, "tensorflow_short")  # heads whose originals resize with corners aligned
 

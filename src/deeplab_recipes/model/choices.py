@@ -1,4 +1,4 @@
-"""One way to look up a name that a user wrote."""
+"""One way to look up a name that a user wrote, and to check a number."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -45,3 +45,8 @@ def acting(
             rest = "null (None)" if neutral is None else neutral
             raise ValueError(f"{option}={value} acts on {kind} {valid} only, not on {name}: leave it at {rest}")
     return {option: value for option, value in options.items() if name in owners.get(option, (None, (name,)))[1]}
+
+
+def is_positive(value: object) -> bool:
+    """Return whether this is an integer above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from deeplab_recipes.model.choices import choose, did_you_mean
+from deeplab_recipes.model.choices import choose, did_you_mean, is_positive
 from deeplab_recipes.model.layers import ConvBatchNorm, Pair, resize, separable
 
 CellSpec = str | Sequence[Mapping[str, Any]] | Mapping[str, Any] | None
@@ -186,7 +186,7 @@ def _check_numbers(numbers: Mapping[str, Any], content: Mapping[str, Any]) -> No
             valid = ("branches", LEGACY, *NUMBERS)
             hint = did_you_mean(key, valid)
             raise ValueError(f"dense_prediction_cell: unknown key {key!r}; valid: {', '.join(valid)}{hint}")
-        if not _is_positive(value) and (value is not None or key == "depth_multiplier"):
+        if not is_positive(value) and (value is not None or key == "depth_multiplier"):
             raise ValueError(f"dense_prediction_cell: {key} must be a positive integer, got {value!r}")
 
 
@@ -224,7 +224,7 @@ def _pair(entry: Mapping[str, Any], key: str, where: str) -> Pair:
     _require(entry, key, where)
     value = entry[key]
     pair = (value, value) if isinstance(value, int) else value
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_is_positive, pair)):
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_positive, pair)):
         raise ValueError(f"{where}: {key} must be a positive integer or two, [height, width], got {value!r}")
     return (pair[0], pair[1])
 
@@ -232,7 +232,3 @@ def _pair(entry: Mapping[str, Any], key: str, where: str) -> Pair:
 def _require(entry: Mapping[str, Any], key: str, where: str) -> None:
     if key not in entry:
         raise ValueError(f"{where} lacks {key!r}: {dict(entry)}")
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

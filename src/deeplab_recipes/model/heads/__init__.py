@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from deeplab_recipes.model.choices import acting, choose
+from deeplab_recipes.model.choices import acting, choose, is_positive
 from deeplab_recipes.model.dense_prediction_cell import CellSpec
 from deeplab_recipes.model.heads import mmsegmentation, tensorflow
 from deeplab_recipes.model.heads.mmsegmentation import build_auxiliary_head
-from deeplab_recipes.model.heads.settings import HeadSettings, is_positive
+from deeplab_recipes.model.heads.settings import HeadSettings
 
 __all__ = ["DECODER_CHANNELS", "DILATIONS", "HEADS", "build_auxiliary_head", "build_head", "init_weights"]
 

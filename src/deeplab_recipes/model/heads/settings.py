@@ -30,8 +30,3 @@ class HeadSettings:
     image_pooling: bool
     cell: CellSpec
     align_corners: bool | None
-
-
-def is_positive(value: object) -> bool:
-    """Return whether this is an integer above 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

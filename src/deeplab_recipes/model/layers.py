@@ -95,8 +95,8 @@ PADDINGS: dict[str, Callable[[nn.Module], None]] = {"symmetric": lambda network:
 class AtrousDepthwise(nn.Conv2d):
     """A depthwise 3x3 convolution with an atrous rate, whose gradients on a CPU are worked out without one.
 
-    torch's kernels for the gradients of an atrous depthwise convolution take two to eight times as long as those
-    without a rate. A map's rows and columns that lie a rate apart only meet each other, so the gradients are those of
+    torch's kernels for the gradients of an atrous depthwise convolution take several times as long as those without
+    a rate. A map's rows and columns that lie a rate apart only meet each other, so the gradients are those of
     an ordinary convolution over each of these smaller maps, put side by side as a batch.
     """
 

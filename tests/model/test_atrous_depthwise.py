@@ -1,3 +1,5 @@
+"""Gradients of atrous depthwise convolutions, beside torch's own."""
+
 import pytest
 import torch
 from torch import nn
@@ -117,14 +119,15 @@ def test_which_convolutions_are_eased(convolution, eased):
 
 
 def test_models_have_them_where_a_stride_became_a_rate():
-    counts = {}
-    for stride in (8, 16, 32):
-        model = build_deeplab(3, backbone="mobilenet_v2", output_stride=stride, aspp_channels=8)
+    def counts(**settings: object) -> dict[str, int]:
+        model = build_deeplab(3, aspp_channels=8, **settings)
         parts = {"backbone": model.backbone, "head": model.head}
-        counts[stride] = {k: sum(isinstance(m, AtrousDepthwise) for m in p.modules()) for k, p in parts.items()}
-    assert counts == {
+        return {k: sum(isinstance(m, AtrousDepthwise) for m in p.modules()) for k, p in parts.items()}
+
+    assert {stride: counts(backbone="mobilenet_v2", output_stride=stride) for stride in (8, 16, 32)} == {
         8: {"backbone": 10, "head": 3},
         16: {"backbone": 3, "head": 3},
         32: {"backbone": 0, "head": 3},
     }
-    assert build_deeplab(3, backbone="xception41", output_stride=8, head="tensorflow", aspp_channels=8)
+    # 8 blocks of 3 in the middle flow, 3 and 3 in the exit flow.
+    assert counts(backbone="xception41", output_stride=8, head="tensorflow") == {"backbone": 30, "head": 3}

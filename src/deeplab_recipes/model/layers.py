@@ -102,13 +102,16 @@ class AtrousDepthwise(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         learns = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-        large = all(side >= 2 * rate for side, rate in zip(input.shape[-2:], self.dilation, strict=True))
-        if not (learns and large and input.device.type == "cpu"):  # small maps would be mostly padding
+        if not (learns and input.device.type == "cpu" and self._is_worth_it(input)):
             return super()._conv_forward(input, weight, bias)
         if torch.is_autocast_enabled("cpu"):
             kind = torch.get_autocast_dtype("cpu")
             input, weight = input.to(kind), weight.to(kind)
         return _AtrousDepthwise.apply(input, weight, self.dilation)
+
+    def _is_worth_it(self, input: Tensor) -> bool:
+        """Whether the smaller maps would not be mostly padding."""
+        return all(side >= 2 * rate for side, rate in zip(input.shape[-2:], self.dilation, strict=True))
 
 
 class _AtrousDepthwise(torch.autograd.Function):
